@@ -1,7 +1,7 @@
 """Writes README.md and its figures from nbs/index.ipynb; with --check only says whether they are up to date.
 
-Hidden and exported cells are left out, directive lines are dropped, figures become the files nbs/figures/index-* named by their cell
-(its `#| label:`, else its id), and links to pages of the documentation become links to files of the repository."""
+Hidden and exported cells are left out, directive lines are dropped, figures become the files nbs/figures/index-* named
+by their cell (its `#| label:`, else its id), and links to pages become links to files of the repository."""
 import argparse, difflib, posixpath, re, sys
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def visible(nb, root):
     for c in nb.cells:
         d, c.source = directives(c.source)
         if HIDE & d.keys() or d.get('include') == 'false' or c.cell_type == 'raw': continue
-        if 'attachment:' in c.source: raise SystemExit('nbs/index.ipynb: a picture is attached to a cell; make it a file in nbs/figures')
+        if 'attachment:' in c.source: sys.exit('nbs/index.ipynb: a picture is attached to a cell; make it a file')
         if c.cell_type == 'markdown': c.source = relink(re.sub(r'(?m)^:::.*\n?', '', c.source), root)
         else:
             if d.get('output') == 'false': c.outputs = []
@@ -74,7 +74,8 @@ def differences(root, text, figures):
     "What on disk is not as made: lines of text, empty if all is"
     file = root/'README.md'
     old = file.read_text(encoding='utf-8') if file.exists() else ''
-    out = list(difflib.unified_diff(old.splitlines(), text.splitlines(), 'README.md', 'as made from nbs/index.ipynb', lineterm='', n=1))
+    made = 'as made from nbs/index.ipynb'
+    out = list(difflib.unified_diff(old.splitlines(), text.splitlines(), 'README.md', made, lineterm='', n=1))
     for name, data in figures.items():
         if not (root/name).exists(): out.append(f'{name}: missing')
         elif (root/name).read_bytes() != data: out.append(f'{name}: not the figure in nbs/index.ipynb')
@@ -85,9 +86,12 @@ def dead_links(root, text, figures):
     "Links of README.md to files that are not there"
     links = re.findall(r'\]\(([^)\s]+)|(?:href|src)="([^"]+)', re.sub(r'(?ms)^```.*?^```$|`[^`\n]+`', '', text))
     files = {(a or b).partition('#')[0] for a, b in links if not re.match(r'[a-z]+:|#|//', a or b)}
-    return [f'README.md: the link to {f} leads nowhere' for f in sorted(files) if not (f in figures or (root/f).exists())]
+    dead = sorted(f for f in files if not (f in figures or (root/f).exists()))
+    return [f'README.md: the link to {f} leads nowhere' for f in dead]
 
-def unused(root, figures): return [f for f in sorted((root/'nbs/figures').glob('index-*')) if f.relative_to(root).as_posix() not in figures]
+def unused(root, figures):
+    "Figures on disk that the notebook no longer makes"
+    return [f for f in sorted((root/'nbs/figures').glob('index-*')) if f.relative_to(root).as_posix() not in figures]
 
 def write(root, text, figures):
     (root/'README.md').write_text(text, encoding='utf-8')
@@ -105,5 +109,5 @@ if __name__ == '__main__':
     if args.check and (lines := differences(root, text, figures)): sys.exit('\n'.join([*lines, 'Run `make readme`.']))
     if not args.check:
         write(root, text, figures)
-        print(*dead_links(root, text, figures), sep='\n', end='')
-        print(f'README.md: {len(text.split())} words, {len(figures)} figures')
+        made = f'README.md: {len(text.split())} words, {len(figures)} figures'
+        print(*dead_links(root, text, figures), made, sep='\n')

@@ -1,0 +1,279 @@
+"""Runs every notebook and every check of the repository; `checks.py WORD` runs those with the word in their name.
+
+One line an item, two items at a time, what went wrong below it; the last line counts. Nothing of the repository is
+changed: checks that would write do so in a temporary copy."""
+import difflib, json, os, re, shlex, shutil, signal, subprocess, sys, tempfile, time, tomllib, zipfile
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from configparser import ConfigParser
+from contextlib import contextmanager
+from email.parser import Parser
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LIB = ROOT/'dfecs_nb'
+WORKERS, LIMIT, TAIL = 2, 900, 60    # items at a time, seconds for one, lines shown of one that failed
+HEAVY = {'torch', 'torchvision', 'cv2', 'mediapipe', 'face_alignment', 'dlib', 'ipywidgets', 'jax', 'tensorflow'}
+IMPORT_SECONDS = 1.5
+running = set()                      # child processes, ended when this one is interrupted
+
+class Failed(Exception): "What went wrong, for the reader"
+class Skipped(Exception): "Why an item does not apply"
+
+def environment():
+    env = {k: v for k, v in os.environ.items() if k not in ('IN_TEST', 'PYTHONPATH')}
+    env |= dict(MPLBACKEND='agg', OMP_NUM_THREADS='1', PYTHONHASHSEED='0')
+    data = ROOT.parent/'shared'/'data'
+    if data.is_dir(): env.setdefault('DFECS_DATA', str(data))
+    return env
+
+def run(*cmd, cwd=ROOT, **env):
+    "Output of a command; `Failed` with its output if it fails or takes too long"
+    p = subprocess.Popen([str(c) for c in cmd], cwd=cwd, env=environment() | env, text=True, errors='replace',
+                         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                         start_new_session=True)
+    running.add(p)
+    try: out, _ = p.communicate(timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        end(p)
+        raise Failed(f'{p.communicate()[0]}\nno end after {LIMIT} s') from None
+    finally: running.discard(p)
+    if p.returncode: raise Failed(out.strip() or f'{cmd[0]}: exit status {p.returncode}, no output')
+    return out
+
+def end(p):
+    "End a child process and its children"
+    try: os.killpg(p.pid, signal.SIGKILL)
+    except ProcessLookupError: return
+
+def tool(name, *args, **kw): return run(Path(sys.executable).with_name(name), *args, **kw)
+def python(*args, **kw): return run(sys.executable, *args, **kw)
+
+@contextmanager
+def copied():
+    "A temporary copy of the repository: the files of its folder, nbs, dfecs_nb and .ci"
+    with tempfile.TemporaryDirectory(prefix='dfecs_nb-') as tmp:
+        top = Path(tmp).resolve()/'dfecs_nb'
+        top.mkdir()
+        for p in ROOT.iterdir():
+            if p.is_file(): shutil.copy2(p, top/p.name)
+        skip = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', 'nbdev.yml')
+        for d in ('nbs', 'dfecs_nb', '.ci'): shutil.copytree(ROOT/d, top/d, symlinks=True, ignore=skip)
+        yield top
+
+def contents(top, *patterns):
+    "The files below `top` that fit: {path: bytes}"
+    files = {p for pattern in patterns for p in top.glob(pattern) if p.is_file() and '__pycache__' not in p.parts}
+    return {p.relative_to(top).as_posix(): p.read_bytes() for p in sorted(files)}
+
+# --- notebooks
+
+def notebooks():
+    "The notebooks that have cells to run; later rooms first, since they take longest"
+    books = (p.relative_to(ROOT) for p in (ROOT/'nbs').rglob('*.ipynb'))
+    books = [p for p in books if not any(part[0] in '._' for part in p.parts)]
+    def kinds(p): return {c['cell_type'] for c in json.loads((ROOT/p).read_text(encoding='utf-8'))['cells']}
+    return sorted((p for p in books if 'code' in kinds(p)), reverse=True)
+
+def cells(book):
+    "Run the cells of one notebook as nbdev-test does"
+    from nbdev.config import get_config
+    from nbdev.test import nb_test_cells
+    flags = get_config(ROOT).tst_flags.split()
+    if not nb_test_cells(ROOT/book, skip_flags=flags): raise Skipped('all its cells are flagged ' + ', '.join(flags))
+    out = tool('nbdev-test', book, '--n-workers', 0)
+    if 'Success.' not in out: raise Failed(f'nbdev-test did not run this notebook: {out}')
+
+def clean():
+    "nbdev-clean has nothing to do, and no cell stores an error or a live widget"
+    with copied() as top:
+        old = contents(top, 'nbs/**/*.ipynb')
+        out = tool('nbdev-clean', cwd=top)
+        wrong = [f for f, text in contents(top, 'nbs/**/*.ipynb').items() if text != old[f]]
+    if 'Failed to clean' in out: raise Failed(out)
+    if wrong: raise Failed('nbdev-clean changes ' + ', '.join(wrong) + '\nRun .venv/bin/nbdev-clean.')
+    for f, text in old.items():
+        for c in json.loads(text)['cells']:
+            for o in c.get('outputs', []):
+                at = f"{f}, cell {c['id']}"
+                if o['output_type'] == 'error': raise Failed(f"{at}: the stored output is an error: {o['ename']}")
+                live = any('widget-view' in kind for kind in o.get('data', {}))
+                if live: raise Failed(f'{at}: the stored output is a live widget')
+    return f'{len(old)} notebooks'
+
+def sync():
+    "nbdev-export, into an empty library, makes exactly the library there is"
+    parts = 'dfecs_nb/**/*.py', 'nbs/llms.txt', 'pyproject.toml'
+    with copied() as top:
+        old = contents(top, *parts)
+        for f in old:
+            if f.startswith('dfecs_nb') and Path(f).name != '__init__.py': (top/f).unlink()
+        tool('nbdev-export', cwd=top)
+        new = contents(top, *parts)
+    wrong = [f'{f}: no notebook makes it' for f in sorted(old.keys() - new.keys())]
+    wrong += [f'{f}: missing' for f in sorted(new.keys() - old.keys())]
+    for f in sorted(f for f in old.keys() & new.keys() if old[f] != new[f]):
+        a, b = (text.decode(errors='replace').splitlines() for text in (old[f], new[f]))
+        lines = difflib.unified_diff(a, b, f, 'as the notebooks make it', lineterm='', n=0)
+        wrong += [line[:200] for line in lines][:20]
+    if wrong: raise Failed('\n'.join([*wrong, 'Edit notebooks, not the library; then run .venv/bin/nbdev-export.']))
+    return f'{len(old)} files'
+
+# --- library
+
+def imports():
+    "Importing a module loads nothing heavy, and `dfecs_nb.ffm` comes fast"
+    for name in ['ffm', *sorted(p.stem for p in LIB.glob('[!_]*.py'))]:
+        code = f'import sys, dfecs_nb.{name}; print("\\nloaded:", *({HEAVY} & sys.modules.keys()))'
+        loaded = python('-c', code).rpartition('loaded:')[2].split()
+        if loaded: raise Failed(f'import dfecs_nb.{name} loads {", ".join(sorted(loaded))}')
+    timed = 'import time; t = time.perf_counter(); import dfecs_nb.ffm; print("\\n", time.perf_counter() - t)'
+    seconds = min(float(python('-c', timed).split()[-1]) for _ in range(3))
+    if seconds > IMPORT_SECONDS: raise Failed(f'import dfecs_nb.ffm takes {seconds:.1f} s; at most {IMPORT_SECONDS} s')
+    return f'dfecs_nb.ffm in {seconds:.1f} s'
+
+def lint(): tool('ruff', 'check', '--no-cache', '--quiet', '--output-format', 'concise')
+
+def lengths():
+    "Lines have at most 120 characters, but for the list `__all__` of a module, which nbdev wraps in its own way"
+    wrong = []
+    for p in [*sorted(LIB.glob('[!_]*.py')), *sorted((ROOT/'.ci').glob('*.py'))]:
+        listed = False
+        for i, line in enumerate(p.read_text(encoding='utf-8').splitlines(), 1):
+            listed = line.startswith('__all__ = [') or listed and line.startswith(' '*11)
+            if len(line) > 120 and not listed: wrong.append(f'{p.relative_to(ROOT)}:{i}: {len(line)} characters')
+    if wrong: raise Failed('\n'.join([*wrong, 'A line has at most 120.']))
+
+def settings():
+    conf = ConfigParser(delimiters=['='], interpolation=None)
+    conf.read(ROOT/'settings.ini', encoding='utf-8')
+    return conf['DEFAULT']
+
+def names():
+    "Names and versions agree in all files that state them"
+    project = tomllib.loads((ROOT/'pyproject.toml').read_text(encoding='utf-8'))['project']
+    version = re.search(r"__version__ = ['\"](.+)['\"]", (LIB/'__init__.py').read_text(encoding='utf-8'))[1]
+    cited = re.search(r'(?m)^version: (.+)$', (ROOT/'CITATION.cff').read_text(encoding='utf-8'))[1]
+    conf, link = settings(), ROOT/'nbs/_quarto.yml'
+    facts = {
+        'lib_name in settings.ini and name in pyproject.toml': (conf['lib_name'], project['name']),
+        'the folder of the library and name in pyproject.toml': (LIB.name, project['name']),
+        'repo in settings.ini and in pyproject.toml': (conf['repo'], project['urls']['Repository'].split('/')[-1]),
+        'version in dfecs_nb/__init__.py and in CITATION.cff': (version, cited),
+        'version in dfecs_nb/__init__.py and in settings.ini': (version, conf.get('version', version)),
+        'nbs/_quarto.yml and its target': (os.readlink(link) if link.is_symlink() else 'no link', '../_quarto.yml')}
+    wrong = [f'{what} differ: {a}, {b}' for what, (a, b) in facts.items() if a != b]
+    if wrong: raise Failed('\n'.join(wrong))
+    return f'version {version}'
+
+# --- package
+
+def promised():
+    "The dependency lists of settings.ini: {extra: requirements}, '' for those without an extra"
+    lists = {k: v for k, v in settings().items() if k == 'requirements' or k.endswith('_requirements')}
+    lists = {k.removesuffix('requirements').rstrip('_'): shlex.split(v) for k, v in lists.items()}
+    return lists | {'all': [r for extra in ('track', 'mediapipe', 'dlib', 'dask') for r in lists[extra]]}
+
+def active(requirements, version, extra=''):
+    "The requirements that hold for a Python version and an extra, in one spelling"
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+    env = {'python_version': version, 'python_full_version': f'{version}.0', 'extra': extra}
+    held = [r for r in map(Requirement, requirements) if r.marker is None or r.marker.evaluate(env)]
+    return {(canonicalize_name(r.name), str(r.specifier), *sorted(r.extras)) for r in held}
+
+def package():
+    "The wheel built from the sdist has every dependency, extra and file, and its modules can be imported"
+    with copied() as top:
+        python('-m', 'build', '--no-isolation', '--outdir', top/'dist', top, cwd=top)   # the wheel from the sdist
+        wheel, = top.glob('dist/*.whl')
+        with zipfile.ZipFile(wheel) as z: files = {n: z.read(n) for n in z.namelist()}
+        info = next(n for n in files if n.endswith('.dist-info/METADATA')).removesuffix('METADATA')
+        meta = Parser().parsestr(files[info + 'METADATA'].decode())
+        requires, extras = meta.get_all('Requires-Dist', []), meta.get_all('Provides-Extra', [])
+        wrong = []
+        for extra, asked in promised().items():
+            if extra and extra not in extras: wrong.append(f'the wheel has no extra {extra}')
+            for version in ('3.11', '3.12', '3.13'):
+                want, have = active(asked, version), active(requires, version, extra)
+                if extra: have -= active(requires, version) - want
+                if want == have: continue
+                where = f'Python {version}, ' + (f'extra {extra}' if extra else 'no extra')
+                wrong.append(f'{where}: only settings.ini or only the wheel has '
+                             + ', '.join(sorted(map(' '.join, want ^ have))))
+        if meta['License-Expression'] != 'MIT': wrong.append('the wheel does not name the licence')
+        if info + 'licenses/LICENSE' not in files: wrong.append('LICENSE is not in the wheel')
+        commands = files.get(info + 'entry_points.txt', b'')
+        if b'dfecs = dfecs_nb.cli:main' not in commands: wrong.append('the wheel has no command dfecs')
+        wrong += [f'{f} is not in the wheel' for f, b in contents(top, 'dfecs_nb/**/*').items() if files.get(f) != b]
+        wrong += [f'{n} does not belong into the wheel' for n in files if not n.startswith(('dfecs_nb/', info))]
+        if wrong: raise Failed('\n'.join(wrong))
+        python('-m', 'pip', 'install', '-q', '--no-deps', '--no-index', '--target', top/'site', wheel)
+        modules = ', '.join(f'dfecs_nb.{p.stem}' for p in LIB.glob('[!_]*.py'))
+        code = f'import {modules}; assert dfecs_nb.__file__.startswith({str(top/"site")!r}), dfecs_nb.__file__'
+        python('-c', code, cwd=top/'site', PYTHONPATH=str(top/'site'))
+        return f'wheel of {wheel.stat().st_size/1e6:.1f} MB, {len(files)} files'
+
+# --- documentation
+
+def readme(): python('.ci/readme.py', '--check')
+
+def pages():
+    with tempfile.TemporaryDirectory(prefix='dfecs_nb-') as tmp:
+        return python('.ci/pages.py', tmp).splitlines()[-1].split(' in ')[0]
+
+# --- the run
+
+def listing():
+    "The files among which a notebook could leave one"
+    below = [p for d in ('nbs', 'dfecs_nb') for p in (ROOT/d).rglob('*') if p.is_file()]
+    below = [p for p in below if not {'__pycache__', '.ipynb_checkpoints'} & {*p.parts}]
+    return {*below, *(p for p in ROOT.iterdir() if p.is_file())}
+
+def attempt(name, f, *args):
+    "Run one item: its name, its outcome, seconds, what to say"
+    start = time.perf_counter()
+    try: outcome, text = 'ok', f(*args) or ''
+    except Failed as e: outcome, text = 'FAILED', str(e)
+    except Skipped as e: outcome, text = 'skipped', str(e)
+    except Exception as e: outcome, text = 'FAILED', f'{type(e).__name__}: {e}'
+    return name, outcome, time.perf_counter() - start, text
+
+def tell(name, outcome, seconds, text):
+    lines = text.strip().splitlines()
+    short = f'  ({lines[0]})' if lines and outcome != 'FAILED' else ''
+    print(f'{outcome:8}{seconds:6.1f} s  {name}{short}', flush=True)
+    if outcome == 'FAILED': print('\n'.join(f'    | {line}' for line in lines[-TAIL:]), flush=True)
+
+def main():
+    words = sys.argv[1:]
+    alone = [('imports', imports)]       # by itself, since it is timed
+    items = [('documentation pages', pages),
+             *((f'notebook {b.with_suffix("").relative_to("nbs")}', cells, b) for b in notebooks()),
+             ('package', package), ('library is in sync with the notebooks', sync), ('notebooks are clean', clean),
+             ('README.md and its figures', readme), ('ruff check', lint), ('line lengths', lengths),
+             ('names and versions', names)]
+    alone, items = ([i for i in group if not words or any(w in i[0] for w in words)] for group in (alone, items))
+    before, start, outcomes = listing(), time.perf_counter(), []
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    pool = ThreadPoolExecutor(WORKERS)
+    try:
+        for item in alone:
+            outcomes.append(attempt(*item))
+            tell(*outcomes[-1])
+        for done in as_completed([pool.submit(attempt, *i) for i in items]):
+            outcomes.append(done.result())
+            tell(*outcomes[-1])
+    finally:                             # after an interruption, nothing runs on
+        pool.shutdown(wait=False, cancel_futures=True)
+        for p in list(running): end(p)
+    if not words:
+        left = '\n'.join(f'{p.relative_to(ROOT)}: written while the checks ran' for p in sorted(listing() - before))
+        outcomes.append(('nothing is left behind', 'FAILED' if left else 'ok', 0., left))
+        tell(*outcomes[-1])
+    n = {kind: sum(o[1] == kind for o in outcomes) for kind in ('ok', 'FAILED', 'skipped')}
+    print(f'\n{len(outcomes)} items in {time.perf_counter() - start:.0f} s')
+    if n['FAILED']: print('failed: ' + ', '.join(o[0] for o in outcomes if o[1] == 'FAILED'))
+    print(f"{n['ok']} passed, {n['FAILED']} failed" + (f", {n['skipped']} skipped" if n['skipped'] else ''))
+    return bool(n['FAILED'] or not outcomes)
+
+if __name__ == '__main__': sys.exit(main())
