@@ -7,6 +7,7 @@ CHECK := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 ifeq ($(origin PYTHON), undefined)
 PYTHON := $(shell for p in .venv/bin/python python3 python3.12 python3.11 python3.13; do $$p -c '$(CHECK)' 2>/dev/null && { echo $$p; break; }; done)
 endif
+$(shell .venv/bin/python -c '' 2>/dev/null || rm -f .venv/.python-* .venv/.demo-* .venv/.test-*)
 PYVER := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 SUM   := $(PYVER)-$(shell cat settings.ini setup.py pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 VENV  := .venv/.python-$(PYVER)

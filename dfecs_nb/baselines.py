@@ -34,10 +34,11 @@ MUSCLES = {    # the 26 pure FACS AUs: number -> (name, muscle), after public su
     '16+25': ('lower lip depressor', 'depressor labii inferioris'), '17': ('chin raiser', 'mentalis'),
     '18': ('lip pucker', 'incisivii labii'), '20': ('lip stretcher', 'risorius'), '21': ('neck tightener', 'platysma'),
     '22+25': ('lip funneler', 'orbicularis oris'), '23': ('lip tightener', 'orbicularis oris'),
-    '24': ('lip presser', 'orbicularis oris'),
-    '25': ('lips part', 'depressor labii, or mentalis and orbicularis oris relax'),
+    '24': ('lip presser', 'orbicularis oris'), '25': ('lips part', 'depressor labii, or mentalis relaxes'),
     '26': ('jaw drop', 'masseter relaxes'), '27': ('mouth stretch', 'pterygoids, digastric'),
     '28': ('lip suck', 'orbicularis oris')}
+
+# %% ../nbs/09_baselines.ipynb #dc4b1569
 LABEL = 'geometric approximation, not measured FACS'
 
 # %% ../nbs/09_baselines.ipynb #848b850d
@@ -217,7 +218,7 @@ def _n_axes(n_components, variance, curve):
         if not 0<variance<=100: raise ValueError(f'variance is in percent, above 0 and at most 100; got {variance!r}')
         return min(int(np.searchsorted(curve, variance-1e-9))+1, len(curve))
     if int(n_components)!=n_components or not 1<=n_components<=len(curve):
-        raise ValueError(f'n_components must be a whole number from 1 to {len(curve)}, the rank of X; got {n_components!r}')
+        raise ValueError(f'n_components must be a whole number from 1 to {len(curve)} (rank of X); got {n_components!r}')
     return int(n_components)
 
 def _complete(M):
@@ -237,27 +238,25 @@ class PCAUnits(UnitsMixin, BaseEstimator):
         center:bool=False,      # Subtract the mean motion first, as the predecessor paper did
     ): self.n_components,self.variance,self.signed,self.center = n_components,variance,signed,center
     def fit(self, X, y=None):
-        M = _complete(as_matrix(X)); total = (M**2).sum()
-        self.mean_ = M.mean(0)*bool(self.center)
-        s,axes = _axes(M-self.mean_)
-        self.variance_curve_ = 100*(1-(((M-self.mean_)**2).sum()-np.cumsum(s**2))/total)
+        M = _complete(as_matrix(X)); self.mean_ = M.mean(0)*bool(self.center)
+        s,axes = _axes(M-self.mean_); left = ((M-self.mean_)**2).sum() - np.cumsum(s**2)
+        self.variance_curve_ = 100*(1-left/(M**2).sum())
         self.n_axes_ = n = _n_axes(self.n_components, self.variance, self.variance_curve_)
         self.components_ = axes[:n] if self.signed else np.r_[axes[:n], -axes[:n]]
         self.names_ = [f'PC{i+1}{sign}' for sign in ([''] if self.signed else '+-') for i in range(n)]
         self.n_features_in_ = 136
         return self
     def transform(self, X, alpha=1.):
-        return like(X, self._code(as_matrix(X), alpha), list(self.get_feature_names_out()), stage='activations')
-    def inverse_transform(self, V):
-        out = super().inverse_transform(V)
-        return out + self.mean_
+        V,fixed = self._code(as_matrix(X), alpha), np.ndim(alpha)==0 and not self.signed
+        return like(X, V, list(self.get_feature_names_out()), stage='activations', alpha=float(alpha) if fixed else None)
+    def inverse_transform(self, V): return super().inverse_transform(V) + self.mean_
 
 # %% ../nbs/09_baselines.ipynb #ca6aab46
 @patch
 def _code(self:PCAUnits, M, alpha):
     "Activations `(n, n_units)`: Eq. 4 in closed form for `[U, −U]`, the projection for signed units"
     check_is_fitted(self, 'components_'); a = np.reshape(np.asarray(alpha, float), (-1, 1))
-    if len(a) not in (1, len(M)): raise ValueError(f'alpha must be one number, or one a frame ({len(M)}); found {len(a)}')
+    if len(a) not in (1, len(M)): raise ValueError(f'alpha must be a number, or one a frame ({len(M)}); found {len(a)}')
     if not (a>=0).all(): raise ValueError(f'alpha must not be negative; found {a.min()}')
     if np.isinf(M).any(): raise ValueError(f'X holds infinite values in {np.isinf(M).any(1).sum()} frames')
     V = (M-self.mean_) @ self.components_.T

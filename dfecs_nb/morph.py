@@ -44,18 +44,19 @@ def _pairs(points, targets):
     p, t = np.asarray(points, float), np.asarray(targets, float)
     if p.ndim!=2 or p.shape[1]!=2 or p.shape!=t.shape:
         raise ValueError(f'points and targets must both have shape (k, 2), e.g. (68, 2); found {p.shape} and {t.shape}')
-    if not np.isfinite([p, t]).all(): raise ValueError('points and targets must be finite; a face that was not found cannot be morphed')
+    if not np.isfinite([p, t]).all():
+        raise ValueError('points and targets must be finite; a face that was not found cannot be morphed')
     return p, t
 
 # %% ../nbs/03a_morph.ipynb #0076c7e3
-_NODES = dict(linear=240, thin_plate_spline=120)    # grid nodes along the longer side; linear bends sharply at the points
+_NODES = dict(linear=240, thin_plate_spline=120)    # grid nodes along the longer side; linear has sharp bends
 
 def shift_field(
     points:np.ndarray,        # Where the points are in the image, `(k, 2)` pixels
     targets:np.ndarray,       # Where they shall be, `(k, 2)` pixels
     size:tuple,               # Width and height of the image in pixels
     kernel:str='linear',      # 'linear' (the paper's pictures) or 'thin_plate_spline' (smoother, may overshoot)
-    step:float=None,          # Pixels between grid nodes; None takes 1/240 (linear) or 1/120 (spline) of the longer side
+    step:float=None,          # Pixels between grid nodes; None: 1/240 (linear) or 1/120 (spline) of the longer side
 )->np.ndarray:                # `(h, w, 2)` float32: the pixel (x, y) of the new image is (x, y) + shift of the old
     "The shift from each pixel of the morphed image to its place in the image"
     import cv2
@@ -69,7 +70,8 @@ def shift_field(
     grid = f(nodes.reshape(-1, 2)).reshape(ny, nx, 2).astype(np.float32)
     grid[[0, -1]] = 0; grid[:, [0, -1]] = 0
     M = np.array([[(nx-1)/(w-1), 0, 0], [0, (ny-1)/(h-1), 0]])
-    return cv2.warpAffine(grid, M, (w, h), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE)
+    how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(grid, M, (w, h), flags=how, borderMode=cv2.BORDER_REPLICATE)
 
 # %% ../nbs/03a_morph.ipynb #5aab4b3f
 def morph(
@@ -77,12 +79,13 @@ def morph(
     points:np.ndarray,        # Where the points are in the image, `(k, 2)` pixels
     targets:np.ndarray,       # Where they shall be, `(k, 2)` pixels
     kernel:str='linear',      # 'linear' (the paper's pictures) or 'thin_plate_spline' (smoother, may overshoot)
-    step:float=None,          # Pixels between grid nodes; None takes 1/240 (linear) or 1/120 (spline) of the longer side
+    step:float=None,          # Pixels between grid nodes; None: 1/240 (linear) or 1/120 (spline) of the longer side
 )->np.ndarray:                # Same shape and type as `image`
     "The image with `points` moved to `targets` and everything between them stretched along"
     import cv2
     image = np.asarray(image)
-    if image.dtype not in (np.uint8, np.uint16, np.float32, np.float64) or image.ndim not in (2, 3) or image.shape[2:]>(4,):
+    kinds = np.uint8, np.uint16, np.float32, np.float64
+    if image.dtype not in kinds or image.ndim not in (2, 3) or image.shape[2:]>(4,):
         raise ValueError('image must be (h, w) or (h, w, c) with up to 4 channels, of 8 or 16 bits or floating point; '
                          f'found shape {image.shape}, type {image.dtype}')
     h, w = image.shape[:2]; S = shift_field(points, targets, (w, h), kernel, step)

@@ -38,16 +38,17 @@ def learn_dictionary(
     random_state=0,        # Seed of replacements for units that nobody uses
 ):                         # (units `(k, p)` with norms <= 1, codes `(n, k)`, objective after each round)
     "Positive sparse dictionary learning (paper Eq. 1)"
-    from dfecs_nb.kernels import descend, improve
-    D,V,cost = _start(X, k), np.zeros((len(X), k)), []; lam = np.full(len(X), float(alpha)); rng = np.random.RandomState(random_state)
+    from dfecs_nb.kernels import descend, improve, recode
+    D,V,cost = _start(X, k), np.zeros((len(X), k)), []; rng = np.random.RandomState(random_state); lam = np.full(len(X), float(alpha))
+    def code(D, V): recode(D@D.T, X@D.T, float(alpha), V) if k<=10 else descend(D@D.T, X@D.T, lam, V)
     total,unused = (X**2).sum(), np.zeros(k, np.int64)
     for _ in range(max_iter):
-        descend(D@D.T, X@D.T, lam, V); A,B = V.T@V, V.T@X
+        code(D, V); A,B = V.T@V, V.T@X
         improve(D, A, B, 1e-6, unused)
         if unused.any(): _restart(X, D, V, unused, rng); A,B = V.T@V, V.T@X
         cost.append(.5*(total - 2*(D*B).sum() + (A*(D@D.T)).sum()) + alpha*V.sum())
         if len(cost)>1 and cost[-2]-cost[-1] < tol*cost[-1]: break
-    descend(D@D.T, X@D.T, lam, V)                           # codes of the final units
+    code(D, V)                                              # codes of the final units
     return D, V, np.array(cost)
 
 # %% ../nbs/06_pfm.ipynb #b3e5cebf

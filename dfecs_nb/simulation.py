@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .template import COLUMNS, FIXED, MIRROR, PARTS, as_matrix, as_points, as_table, atomic, like, neutral_face
+from .template import FIXED, MIRROR, PARTS, as_matrix, as_table, atomic, like, neutral_face
 from .registration import motion_on
 from .morph import _view, astronaut, shift_field
 
@@ -30,8 +30,8 @@ _UPPER = {   # FACS unit: (what it does, template units at full strength, {keypo
 
 # %% ../nbs/03b_simulation.ipynb #e37fd656
 _LOWER = {
-    '9':  ('nose wrinkler', 14, {31: (.1, 1), 32: (0, .9), 33: (0, .75), 30: (0, .6), 29: (0, .35), 28: (0, .2), 49: (0, .5),
-           50: (0, .8), 51: (0, .7), 61: (0, .5), 62: (0, .5), 21: (-.3, -.6), 20: (-.2, -.45)}),
+    '9':  ('nose wrinkler', 14, {31: (.1, 1), 32: (0, .9), 33: (0, .75), 30: (0, .6), 29: (0, .35), 28: (0, .2),
+           49: (0, .5), 50: (0, .8), 51: (0, .7), 61: (0, .5), 62: (0, .5), 21: (-.3, -.6), 20: (-.2, -.45)}),
     '10': ('upper lip raiser', 18, {50: (0, 1), 49: (.1, .75), 51: (0, .85), 61: (0, .9), 62: (0, .8), 48: (0, .2),
            31: (.05, .3), 32: (0, .2)}),
     '12': ('lip corner puller', 40, {48: (.75, .65), 60: (.65, .55), 49: (.4, .35), 59: (.4, .2), 50: (.15, .1),
@@ -49,8 +49,9 @@ _LOWER = {
            57: (0, 1), 58: (0, .9), 59: (0, .45), 66: (0, .45), 67: (0, .4)}),
     '25': ('lips part', 18, {66: (0, -1), 67: (0, -.9), 57: (0, -.7), 58: (0, -.65), 59: (0, -.3), 62: (0, .3),
            61: (0, .25), 51: (0, .15), 50: (0, .15)}),
-    '26': ('jaw drop', 50, {8: (0, -1), 7: (0, -.92), 6: (0, -.75), 5: (0, -.5), 4: (0, -.25), 3: (0, -.1), 66: (0, -.95),
-           67: (0, -.85), 57: (0, -.95), 58: (0, -.9), 59: (0, -.6), 48: (-.05, -.25), 60: (-.05, -.25)}),
+    '26': ('jaw drop', 50, {8: (0, -1), 7: (0, -.92), 6: (0, -.75), 5: (0, -.5), 4: (0, -.25), 3: (0, -.1),
+           66: (0, -.95), 67: (0, -.85), 57: (0, -.95), 58: (0, -.9), 59: (0, -.6),
+           48: (-.05, -.25), 60: (-.05, -.25)}),
     '38': ('nostril dilator', 9, {31: (1, .1), 32: (.7, .1)})}
 
 # %% ../nbs/03b_simulation.ipynb #032a8bac
@@ -69,7 +70,8 @@ def _still(layout):
 def _field(unit):
     "One unit as movements of the points, `(68, 2)`"
     _, size, shares = _TABLE[unit.rstrip('LR')]
-    right = np.zeros((68, 2)); right[list(shares)] = -size*np.array(list(shares.values()))    # outward is -x there, up is -y
+    right = np.zeros((68, 2))
+    right[list(shares)] = -size*np.array(list(shares.values()))     # on that side outward is -x; up is -y
     left = right[MIRROR]*[-1, 1]; middle = (MIRROR==np.arange(68))[:, None]
     if unit[-1] in 'LR': return np.where(middle, right/2, right if unit[-1]=='R' else left)
     return np.where(middle, right, right+left)
@@ -102,7 +104,8 @@ def _activations(rng, n_frames, fps):
         for t in starts(lively*rate/40):
             shape, height = rng.uniform([.3, .5, .5], [.75, 4.95, 1.95]), 1.3*rng.beta(1.8, 2)
             for u in group.split():
-                if rng.random()<.8: _add_pulse(V, u, t+rng.uniform(-.3, .3), *shape, height*np.clip(rng.normal(.85, .25), .1, 1.5), fps)
+                share, late = np.clip(rng.normal(.85, .25), .1, 1.5), rng.uniform(-.3, .3)
+                if rng.random()<.8: _add_pulse(V, u, t+late, *shape, height*share, fps)
     for u in (n[4:] for n in UNIT_NAMES):
         if u=='43':
             for t in starts(1/5): _add_pulse(V, u, t, .1, .1, .2, rng.uniform(.6, 1), fps)
@@ -149,7 +152,7 @@ def simulate_kpm(
     pose:float=.2,          # Residual pose: standard deviation of each of six modes of length 27; 0 = none
     noise:float=.36,        # Tracker noise: about the standard deviation of a coordinate in template units; 0 = none
     random_state:int=0,     # Seed of everything random; None differs each time
-)->tuple:                   # KPM table `(m, 136)`, true activation table `(m, 24)`, true units `(24, 136)`; template units
+)->tuple:                   # KPM table `(m, 136)`, activation table `(m, 24)`, units `(24, 136)`; template units
     "Keypoint movements of simulated people, with the activations and units that made them"
     for name,v in dict(n_subjects=n_subjects, n_frames=n_frames, fps=fps).items():
         if not v>0: raise ValueError(f'{name} must be positive; got {v}')
@@ -159,12 +162,13 @@ def simulate_kpm(
         x = v @ _person(rng, U) + _disturbance(rng, n_frames, pose, noise)
         x[:, zero] = 0; X.append(x); V.append(v)
     who = np.repeat([f's{i+1:02d}' for i in range(n_subjects)], n_frames)
-    kpm = as_table(np.concatenate(X), who, 'simulated', np.tile(np.arange(n_frames), n_subjects), fps=fps, tracker='simulated', stage='kpm')
+    kpm = as_table(np.concatenate(X), who, 'simulated', fps=fps, tracker='simulated', stage='kpm')
     return kpm, like(kpm, np.concatenate(V), UNIT_NAMES, stage='activations'), U
 
 # %% ../nbs/03b_simulation.ipynb #7e6749a4
-SCHEDULE = [('1 2', 1.2, 2.6, 1.), ('43', 2.9, 3.2, 1.), ('6 12', 3.5, 5., .8), ('25 26', 5.3, 6.7, 1.), ('4 7', 7., 8.3, 1.),
-            ('43', 8.5, 8.8, 1.), ('1 2 5 25 26', 9., 10.2, .9), ('12L', 10.4, 11.2, .8)]   # units, start and end (s), height
+SCHEDULE = [('1 2', 1.2, 2.6, 1.), ('43', 2.9, 3.2, 1.), ('6 12', 3.5, 5., .8), ('25 26', 5.3, 6.7, 1.),
+            ('4 7', 7., 8.3, 1.), ('43', 8.5, 8.8, 1.), ('1 2 5 25 26', 9., 10.2, .9),
+            ('12L', 10.4, 11.2, .8)]     # units, start and end (seconds), height
 
 def _follow(schedule, names, n_frames, fps):
     "Activations of a schedule, `(n_frames, k)`; rise and return take 0.3 s, or a third of a shorter event"
@@ -179,19 +183,20 @@ def _follow(schedule, names, n_frames, fps):
     return V
 
 # %% ../nbs/03b_simulation.ipynb #96ceb958
-_HEAD = dict(roll=np.radians(6), right=.04, down=.03, size=.04, yaw=np.radians(8), pitch=np.radians(5))  # largest values
+_HEAD = dict(roll=np.radians(6), right=.04, down=.03, size=.04, yaw=np.radians(8), pitch=np.radians(5))
 
 def _head_movement(rng, n_frames, fps, strength):
     "Roll, shift right and down (shares of the picture), size, yaw and pitch (radians) of each frame, `(n_frames, 6)`"
-    t = np.arange(n_frames)[:, None, None]/fps; period, phase = rng.uniform(3, 9, (6, 2)), rng.uniform(0, 2*np.pi, (6, 2))
+    t = np.arange(n_frames)[:, None, None]/fps
+    period, phase = rng.uniform(3, 9, (6, 2)), rng.uniform(0, 2*np.pi, (6, 2))
     wave = np.sin(2*np.pi*t/period+phase).mean(-1)
-    return strength*wave*np.clip(t[:, 0]-1, 0, 1)**2*list(_HEAD.values())
+    return strength*wave*(.5-.5*np.cos(np.pi*np.clip((t[:, 0]-1)/1.5, 0, 1)))*list(_HEAD.values())
 
 # %% ../nbs/03b_simulation.ipynb #1ac639b9
 def _turn(points, face, yaw, pitch):
     "Points after turning the head to the subject's left (yaw) and up (pitch), by the depth of a neutral face"
     N = neutral_face(depth=True); z = N[:, :2] @ [1, 1j]; w = face @ [1, 1j]
-    a = np.vdot(z-z.mean(), w-w.mean())/np.vdot(z-z.mean(), z-z.mean())      # fit of the neutral face: scale |a|, angle arg a
+    z -= z.mean(); a = np.vdot(z, w-w.mean())/np.vdot(z, z)     # fit of the neutral face: scale |a|, angle arg a
     ears = w[[0, 16]].mean(); q = (points @ [1, 1j]-ears)*np.conj(a)/abs(a)**2
     x, y, depth = q.real, q.imag, N[:, 2]-N[[0, 16], 2].mean()
     y, depth = y*np.cos(pitch)-depth*np.sin(pitch), y*np.sin(pitch)+depth*np.cos(pitch)
@@ -208,7 +213,7 @@ def _in_plane(head, centre, size):
 def _frame(photograph, size, face, moved, A):
     "The photograph with `face` moved to `moved`, seen through the affine map `A`, `(size, size, 3)`"
     import cv2
-    S = cv2.warpAffine(shift_field(face, moved, (size, size)), A, (size, size))
+    S = cv2.warpAffine(shift_field(face, moved, (size, size), step=size/160), A, (size, size))
     M = cv2.invertAffineTransform(A); V = cv2.invertAffineTransform(_view(size))
     x, y = np.meshgrid(np.arange(size, dtype=np.float32), np.arange(size, dtype=np.float32))
     u, v = M[0, 0]*x+M[0, 1]*y+M[0, 2]+S[..., 0], M[1, 0]*x+M[1, 1]*y+M[1, 2]+S[..., 1]
@@ -243,8 +248,10 @@ def _write_video(path, frames, fps, size):
 def _script(seconds, fps, units, schedule):
     "Units, their names and their activations"
     if units is None: U, names = true_units(), UNIT_NAMES
-    else: U = as_matrix(units, name='units'); names = [f'AU{i+1}' for i in range(len(U))]
-    if schedule is None and units is not None: raise ValueError('with units of your own, give a schedule: (units, start, end, height) …')
+    else:
+        U = as_matrix(units, name='units'); names = [f'AU{i+1}' for i in range(len(U))]
+        if schedule is None:
+            raise ValueError('with units of your own, give a schedule: (units, start, end, height), …')
     if schedule is None: schedule = [(u, a*seconds/12, b*seconds/12, h) for u,a,b,h in SCHEDULE]
     return U, names, _follow(schedule, names, int(round(seconds*fps)), fps)
 
@@ -253,8 +260,8 @@ def simulate_video(
     path,                    # Where to write the video, ends in .mp4
     seconds:float=12.,       # Its length
     fps:float=25.,           # Frames a second
-    schedule:list=None,      # Entries (units, start s, end s, height), e.g. ('6 12', 1, 3, .8); None takes `SCHEDULE`, stretched to `seconds`
-    units=None,              # Own units, `(k, 136)` in template units, scheduled as AU1 … AUk; None takes `true_units()`
+    schedule:list=None,      # (units, start s, end s, height), e.g. ('6 12', 1, 3, .8); None stretches `SCHEDULE`
+    units=None,              # Own units, `(k, 136)`, template units, named AU1 … AUk; None: `true_units()`
     head:float=1.,           # Head movement: 1 (True) = up to 8 degrees of yaw; 0 (False) = none
     noise:float=2.,          # Camera noise, standard deviation in grey levels (of 255)
     size:int=480,            # Pixels a side of the square picture, even
@@ -262,8 +269,8 @@ def simulate_video(
 )->Truth:                    # Path, true keypoints, activations and units
     "A video of a real face with known movements, and the truth about it"
     if Path(path).suffix!='.mp4': raise ValueError(f'the video is written as .mp4; got {Path(path).name!r}')
-    if not (seconds*fps>=1 and size>=100 and size%2==0): raise ValueError(
-        f'at least one frame and an even size of 100 pixels or more are needed; got {seconds} s at {fps} fps, size {size}')
+    if not (seconds*fps>=1 and size>=100 and size%2==0): raise ValueError('a video needs at least one frame and an '
+        f'even size of 100 pixels or more; got {seconds} s at {fps} fps, size {size}')
     U, names, V = _script(seconds, fps, units, schedule)
     rng = np.random.default_rng(random_state); head = _head_movement(rng, len(V), fps, head)
     (photograph, _), (_, face) = astronaut(None), astronaut(size)

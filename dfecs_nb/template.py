@@ -63,7 +63,7 @@ _STROKES = dict(jaw=[range(0, 17)], right_eyebrow=[range(17, 22)], left_eyebrow=
 def plot_face(
     points:np.ndarray,       # Keypoints, `(68, 2)`, any unit
     ax=None,                 # Matplotlib axes; None makes a figure
-    color=None,              # One colour for all; None gives each part its own
+    color=None,              # One color for all; None gives each part its own
     numbers:bool=False,      # Write the index beside each point?
     lw:float=1.2, ms:float=6, alpha:float=1.,  # Line width, marker size, opacity
 ):                           # The axes
@@ -88,14 +88,15 @@ MIRROR = np.array([*range(16, -1, -1), *range(26, 16, -1), 27, 28, 29, 30, *rang
 
 # %% ../nbs/00_template.ipynb #b34dc650
 def as_matrix(
-    X,                    # Table, matrix `(n, n_columns)`, one vector, or points `(n, 68, 2)` when 136 columns are expected
+    X,                    # Table, matrix `(n, n_columns)`, one vector, or (for 136 columns) points `(n, 68, 2)`
     n_columns:int=136,    # Expected width
     name:str='X',         # What to call it in an error
 )->np.ndarray:            # `(n, n_columns)`, float64, C order; the caller's data is never changed
     "Values of a table, matrix or points, checked for width and type"
     if isinstance(X, pd.DataFrame) and n_columns==136: X = _ordered(X, name)
     try: M = np.asarray(X, dtype=float)
-    except (TypeError, ValueError): raise ValueError(f'{name} must hold numbers only; found {_kind(X)}') from None
+    except (TypeError, ValueError):
+        raise ValueError(f'{name} must hold numbers only; found {_kind(X)}') from None
     if M.ndim==3 and M.shape[1:]==(68, 2) and n_columns==136: M = M.transpose(0, 2, 1).reshape(-1, 136)
     if M.ndim==1: M = M[None]
     if M.ndim!=2 or M.shape[1]!=n_columns:
@@ -103,7 +104,9 @@ def as_matrix(
     return np.ascontiguousarray(M)
 
 # %% ../nbs/00_template.ipynb #9f1f217f
-def _kind(X): return ', '.join(sorted({str(t) for t in X.dtypes})) if isinstance(X, pd.DataFrame) else type(X).__name__
+def _kind(X):
+    if not isinstance(X, pd.DataFrame): return type(X).__name__
+    return ', '.join(sorted({str(t) for t in X.dtypes}))
 
 def _ordered(X, name):
     "The 136 keypoint columns of a table in the paper's order, or an error that names the missing ones"
@@ -155,16 +158,21 @@ def as_table(
 )->pd.DataFrame:              # Index (subject, video, frame), columns `COLUMNS`
     "A keypoint table from points"
     M = as_matrix(points); n = len(M)
-    subject, video = (np.asarray([str(s) for s in ([v]*n if np.ndim(v)==0 else v)], dtype=object) for v in (subject, video))
+    subject,video = _names(subject, n),_names(video, n)
     if frame is None: frame = pd.DataFrame(dict(s=subject, v=video)).groupby(['s', 'v']).cumcount().to_numpy()
     if not len(subject)==len(video)==len(frame)==n:
-        raise ValueError(f'subject, video and frame need one entry a row ({n}); found {len(subject)}, {len(video)}, {len(frame)}')
+        found = f'{len(subject)}, {len(video)}, {len(frame)}'
+        raise ValueError(f'subject, video and frame need one entry a row ({n}); found {found}')
     idx = pd.MultiIndex.from_arrays([pd.Index(subject, dtype='str'), pd.Index(video, dtype='str'),
                                      np.asarray(frame, dtype=np.int64)], names=INDEX)
     out = pd.DataFrame(M, index=idx, columns=COLUMNS)
-    facts = dict(fps=None if fps is None else float(fps), tracker=tracker, size=None if size is None else [int(s) for s in size])
-    out.attrs = facts | {'stage': 'keypoints'} | attrs
+    if fps is not None: fps = float(fps)
+    if size is not None: size = [int(s) for s in size]
+    out.attrs = dict(fps=fps, tracker=tracker, size=size, stage='keypoints') | attrs
     return out
+
+# %% ../nbs/00_template.ipynb #e1548d67
+def _names(v, n): return np.asarray([str(s) for s in ([v]*n if np.ndim(v)==0 else v)], dtype=object)
 
 # %% ../nbs/00_template.ipynb #dd694a48
 def stack(
@@ -173,17 +181,16 @@ def stack(
     "Stack tables of several recordings into one"
     tables = list(tables)
     if not tables: raise ValueError('stack needs at least one table; found none')
-    facts = [t.attrs for t in tables]; attrs = {k: facts[0].get(k) for k in facts[0]}
-    for k in ('stage', 'tracker'):
-        seen = sorted({str(a.get(k)) for a in facts})
-        if len(seen)>1 and k=='stage': raise ValueError(f'tables of different stages cannot be stacked: {", ".join(seen)}')
-        if len(seen)>1: warnings.warn(f'tables of different trackers are stacked ({", ".join(seen)}): '
+    facts = [t.attrs for t in tables]
+    stages,trackers = (sorted({str(a.get(k)) for a in facts}) for k in ('stage', 'tracker'))
+    if len(stages)>1: raise ValueError(f'tables of different stages cannot be stacked: {", ".join(stages)}')
+    if len(trackers)>1: warnings.warn(f'tables of different trackers are stacked ({", ".join(trackers)}): '
                                       'their points differ systematically; track all videos with one', stacklevel=2)
     out = pd.concat([t.set_axis(t.columns, axis=1) for t in tables])
     if out.index.has_duplicates:
         who = ', '.join(f'{k} {v}' for k,v in zip(INDEX, out.index[out.index.duplicated()][0]))
         raise ValueError(f'two rows have the same name ({who}); give the videos different names')
-    out.attrs = {k: v if all(a.get(k)==v for a in facts) else None for k,v in attrs.items()}
+    out.attrs = {k: v if all(a.get(k)==v for a in facts) else None for k,v in facts[0].items()}
     return out
 
 # %% ../nbs/00_template.ipynb #1b001e90
@@ -213,8 +220,10 @@ def save_table(
 )->Path:                  # `path`
     "Save a table with its index and attrs; the file appears whole or not at all"
     path = Path(path)
-    if path.suffix not in ('.parquet', '.csv'): raise ValueError(f'a table is saved as .parquet or .csv; got {path.name!r}')
-    if list(table.index.names)!=INDEX: raise ValueError(f'the index must be (subject, video, frame); found {tuple(table.index.names)}')
+    if path.suffix not in ('.parquet', '.csv'):
+        raise ValueError(f'a table is saved as .parquet or .csv; got {path.name!r}')
+    if list(table.index.names)!=INDEX:
+        raise ValueError(f'the index must be (subject, video, frame); found {tuple(table.index.names)}')
     if path.suffix=='.csv':
         with atomic(_beside(path)) as tmp: tmp.write_text(json.dumps(table.attrs, indent=1))
     with atomic(path) as tmp: table.to_csv(tmp) if path.suffix=='.csv' else table.to_parquet(tmp)
@@ -227,10 +236,14 @@ def load_table(
     "Load a table"
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f'no table at {path}')
-    if path.suffix not in ('.parquet', '.csv'): raise ValueError(f'a table is a .parquet or .csv file; got {path.name!r}')
+    if path.suffix not in ('.parquet', '.csv'):
+        raise ValueError(f'a table is a .parquet or .csv file; got {path.name!r}')
     try: t = _read_csv(path) if path.suffix=='.csv' else pd.read_parquet(path)
-    except (ValueError, OSError, UnicodeDecodeError) as e: raise ValueError(f'{path} cannot be read as a table: {str(e).splitlines()[0]}') from None
-    if list(t.index.names)!=INDEX: raise ValueError(f'{path} must have the columns subject, video, frame; found {", ".join(map(str, t.columns[:5]))} …')
+    except (ValueError, OSError, UnicodeDecodeError) as e:
+        raise ValueError(f'{path} cannot be read as a table: {str(e).splitlines()[0]}') from None
+    if list(t.index.names)!=INDEX:
+        found = ', '.join(map(str, t.columns[:5]))
+        raise ValueError(f'{path} must have the columns subject, video, frame; found {found} …')
     bad = [c for c in t if not pd.api.types.is_numeric_dtype(t[c])]
     if bad: raise ValueError(f'{path}: column {bad[0]} must hold numbers')
     attrs = t.attrs; t = t.astype(float); t.attrs = attrs
