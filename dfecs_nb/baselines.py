@@ -218,7 +218,8 @@ def _n_axes(n_components, variance, curve):
         if not 0<variance<=100: raise ValueError(f'variance is in percent, above 0 and at most 100; got {variance!r}')
         return min(int(np.searchsorted(curve, variance-1e-9))+1, len(curve))
     if int(n_components)!=n_components or not 1<=n_components<=len(curve):
-        raise ValueError(f'n_components must be a whole number from 1 to {len(curve)} (rank of X); got {n_components!r}')
+        raise ValueError(f'n_components must be a whole number from 1 to {len(curve)} (rank of X); '
+                         f'got {n_components!r}')
     return int(n_components)
 
 def _complete(M):
@@ -248,7 +249,8 @@ class PCAUnits(UnitsMixin, BaseEstimator):
         return self
     def transform(self, X, alpha=1.):
         V,fixed = self._code(as_matrix(X), alpha), np.ndim(alpha)==0 and not self.signed
-        return like(X, V, list(self.get_feature_names_out()), stage='activations', alpha=float(alpha) if fixed else None)
+        names = list(self.get_feature_names_out())
+        return like(X, V, names, stage='activations', alpha=float(alpha) if fixed else None)
     def inverse_transform(self, V): return super().inverse_transform(V) + self.mean_
 
 # %% ../nbs/09_baselines.ipynb #ca6aab46

@@ -22,9 +22,10 @@ def kkt_residual(
     components,              # Units `(k, p)`
     V,                       # Activations to check `(n, k)`
     alpha=1.,                # Penalty of Eq. 4, scalar or one for each frame
-)->np.ndarray:               # `(n,)`, relative violation of the optimality conditions; NaN for lost frames
+)->np.ndarray:               # `(n,)`, relative violation of the optimality conditions; NaN (not a number) for lost frames
     "How far activations are from optimal for Eq. 4"
-    X,D,V = (np.asarray(a, float) for a in (X, components, V)); lam = np.broadcast_to(np.asarray(alpha, float)/2, len(X))[:, None]
+    X,D,V = (np.asarray(a, float) for a in (X, components, V))
+    lam = np.broadcast_to(np.asarray(alpha, float)/2, len(X))[:, None]
     g = (X - V@D) @ D.T; top = np.maximum((X@D.T).max(1), 0)
     bad = np.where(V>0, np.abs(g-lam), np.maximum(g-lam, 0)).max(1)
     bad = np.maximum(bad, (np.maximum(-V, 0)*np.square(D).sum(1)).max(1))
@@ -34,22 +35,29 @@ def kkt_residual(
 def encode(
     X,                  # Movements: table or array `(n, p)`, p = 136 for a face
     components,         # Units `(k, p)`
-    alpha=1.,           # Penalty of Eq. 4 in units of `X`, scalar or one for each frame; 0 is non-negative least squares
+    alpha=1.,           # Penalty of Eq. 4, units of `X`, scalar or one for each frame; 0: non-negative least squares
 ):                      # Activations `(n, k)`; a table (columns AU1 … AUk) if `X` is one; lost frames are NaN
     "Exact non-negative sparse activations of units in movements (paper Eq. 4)"
-    D,M,lam = _problem(X, components, alpha); k = len(D); V = np.full((len(M), k), np.nan); G = D@D.T
-    ok = ~np.isnan(M).any(1)
-    for rows in np.array_split(np.flatnonzero(ok), max(1, -(-ok.sum()//8192))): V[rows] = _code_block(G, M[rows]@D.T, M[rows], lam[rows])
-    return like(X, V, [f'AU{j+1}' for j in range(k)], stage='activations', alpha=float(lam[0]*2) if len(lam) and (lam==lam[0]).all() else None)
+    D,M,lam = _problem(X, components, alpha); k = len(D); G = D@D.T; V = np.full((len(M), k), np.nan)
+    for rows in _blocks(M): V[rows] = _code_block(G, M[rows]@D.T, M[rows], lam[rows])
+    alpha = float(lam[0]*2) if len(lam) and (lam==lam[0]).all() else None
+    return like(X, V, [f'AU{j+1}' for j in range(k)], stage='activations', alpha=alpha)
+
+def _blocks(M):
+    "Positions of the frames with a face, in blocks of at most 8192"
+    ok = np.flatnonzero(~np.isnan(M).any(1))
+    return np.array_split(ok, max(1, -(-len(ok)//8192)))
 
 # %% ../nbs/05_encoding.ipynb #c7cd11ae
 def _problem(X, components, alpha):
     "Checked units, movements and lambdas (1/2 form)"
     D = as_matrix(components, np.shape(components)[-1], 'components'); M = as_matrix(X, D.shape[1])
-    if not np.isfinite(D).all(): raise ValueError(f'components hold missing or infinite values (units {np.flatnonzero(~np.isfinite(D).all(1))[:5].tolist()})')
+    bad = np.flatnonzero(~np.isfinite(D).all(1))
+    if len(bad): raise ValueError(f'components hold missing or infinite values (units {bad[:5].tolist()})')
     if np.isinf(M).any(): raise ValueError(f'X holds infinite values in {np.isinf(M).any(1).sum()} frames')
     alpha = np.asarray(alpha, float)
-    if alpha.ndim>1 or alpha.ndim==1 and len(alpha)!=len(M): raise ValueError(f'alpha must be one number, or one for each of the {len(M)} frames; found shape {alpha.shape}')
+    if alpha.ndim>1 or alpha.ndim==1 and len(alpha)!=len(M): raise ValueError(
+        f'alpha must be one number, or one for each of the {len(M)} frames; found shape {alpha.shape}')
     if not (alpha>=0).all(): raise ValueError(f'alpha must not be negative; found {np.min(alpha)}')
     return D, M, np.broadcast_to(alpha/2, len(M)).astype(float)
 
@@ -57,23 +65,26 @@ def _problem(X, components, alpha):
 def _code_block(G, C, M, lam, l1=(), best=None, at_l1=None, log=None):
     "Activations of a block of frames, every one checked; frames that fail are solved again by coordinate descent"
     from dfecs_nb.kernels import descend, homotopy
-    n,k = C.shape; V = np.empty((n, k)); best = np.empty((n, k+1)) if best is None else best
-    at_l1 = np.empty((n, len(l1))) if at_l1 is None else at_l1; log = np.empty((0, k+1)) if log is None else log
-    n2 = np.einsum('ij,ij->i', M, M)
+    n,k = C.shape; V = np.empty((n, k)); n2 = np.einsum('ij,ij->i', M, M)
+    if best is None: best = np.empty((n, k+1))
+    if at_l1 is None: at_l1 = np.empty((n, len(l1)))
+    if log is None: log = np.empty((0, k+1))
     if not k: best[:], at_l1[:] = n2[:, None], n2[:, None]; return V           # no units: nothing is explained
     homotopy(G, C, n2, lam, np.asarray(l1, float), V, best, at_l1, log)
     g = C - V@G - lam[:, None]; top = np.maximum(C.max(1), 0)
     bad = np.flatnonzero(np.where(V>0, np.abs(g), np.maximum(g, 0)).max(1) > 1e-9*top)
-    if len(bad): W = V[bad]; descend(G, C[bad], lam[bad], W, 1e-14, 100000); V[bad] = W
+    if len(bad):
+        W = V[bad]; descend(G, C[bad], lam[bad], W, 1e-14, 100000); V[bad] = W
     return V
 
 # %% ../nbs/05_encoding.ipynb #91e5d3f3
 VE_KINDS = ('frobenius', 'sample_mean', 'norm_ratio')
 
 def _ve(rest, total, kind='frobenius'):
-    "Variance explained, per cent, from squared remainders `(n, …)` and squared norms `(n,)`; NaN frames are left out"
+    "Variance explained, percent, from squared remainders `(n, …)` and squared norms `(n,)`; NaN frames are left out"
     if kind not in VE_KINDS: raise ValueError(f'kind must be one of {", ".join(VE_KINDS)}; got {kind!r}')
-    ok = np.isfinite(total) & (total>0 if kind=='sample_mean' else True); rest,total = np.maximum(rest[ok], 0), total[ok]
+    ok = np.isfinite(total) & (total>0 if kind=='sample_mean' else True)
+    rest,total = np.maximum(rest[ok], 0),total[ok]
     if not total.sum()>0: raise ValueError('there is no movement to explain: all frames are lost or at rest')
     if kind=='frobenius': return 100*(1 - rest.sum(0)/total.sum())
     if kind=='norm_ratio': return 100*(1 - np.sqrt(rest).sum(0)/np.sqrt(total).sum())
@@ -85,13 +96,14 @@ def variance_explained(
     X_hat,                   # Their reconstruction, same shape
     kind:str='frobenius',    # 'frobenius', 'sample_mean' or 'norm_ratio', see the table above
     mask=None,               # Keypoints (0-67) to leave out on both sides, None uses all
-)->float:                    # Per cent, at most 100; negative if worse than no movement
+)->float:                    # Percent, at most 100; negative if worse than no movement
     "Share of the movement in `X` that `X_hat` reproduces (paper Sec. 3.4)"
-    p = np.shape(X)[-1] if np.ndim(X)<3 else 136; M,H = as_matrix(X, p), as_matrix(X_hat, np.shape(X_hat)[-1] if np.ndim(X_hat)<3 else 136, 'X_hat')
+    width = lambda A: np.shape(A)[-1] if np.ndim(A)<3 else 136
+    M,H = as_matrix(X, width(X)),as_matrix(X_hat, width(X_hat), 'X_hat')
     if M.shape!=H.shape: raise ValueError(f'X {M.shape} and X_hat {H.shape} differ in shape')
-    keep = np.ones(p, bool)
+    keep = np.ones(M.shape[1], bool)
     if mask is not None: keep[np.r_[np.asarray(mask, int), np.asarray(mask, int)+68]] = False
-    M,H = M[:, keep], H[:, keep]
+    M,H = M[:, keep],H[:, keep]
     return float(_ve(((M-H)**2).sum(1), (M**2).sum(1), kind))
 
 # %% ../nbs/05_encoding.ipynb #696535d4
@@ -102,34 +114,37 @@ class LassoPath:
         components,       # Units `(k, p)`
         l1=(),            # Ascending sums of activations at which to read the path
     ):
-        D,M,lam = _problem(X, components, 0.); n,k = len(M),len(D); l1 = np.sort(np.asarray(l1, float)); G = D@D.T
-        self.components, self.l1, self.norm2 = D, l1, np.einsum('ij,ij->i', M, M)   # squared norms `(n,)`
-        self.rest, self.rest_l1, self.V = np.full((n, k+1), np.nan), np.full((n, len(l1)), np.nan), np.full((n, k), np.nan)
-        ok = np.flatnonzero(~np.isnan(M).any(1)); self._M = M
-        for rows in np.array_split(ok, max(1, -(-len(ok)//8192))):
-            best,at = np.empty((len(rows), k+1)), np.empty((len(rows), len(l1)))
+        D,M,lam = _problem(X, components, 0.); l1 = np.sort(np.asarray(l1, float)); G = D@D.T; k,m = len(D),len(l1)
+        self.components,self.l1,self._M = D,l1,M
+        self.norm2 = np.einsum('ij,ij->i', M, M)                                # squared norms `(n,)`
+        self.rest,self.rest_l1,self.V = (np.full((len(M), c), np.nan) for c in (k+1, m, k))
+        for rows in _blocks(M):
+            best,at = np.empty((len(rows), k+1)),np.empty((len(rows), m))
             self.V[rows] = _code_block(G, M[rows]@D.T, M[rows], lam[rows], l1, best, at)
-            self.rest[rows], self.rest_l1[rows] = np.minimum.accumulate(best, axis=1), at
+            self.rest[rows],self.rest_l1[rows] = np.minimum.accumulate(best, axis=1),at
 
-# %% ../nbs/05_encoding.ipynb #2cd3c276
+# %% ../nbs/05_encoding.ipynb #f896437d
 @patch
 def ve(self:LassoPath,
     by:str='count',          # 'count': at most k active units; 'l1': at the sums given as `l1`
     kind:str='frobenius',    # Definition of variance explained
-)->pd.DataFrame:             # Columns `k` (0 … number of units) or `l1`, and `ve` in per cent
+)->pd.DataFrame:             # Columns `k` (0 … number of units) or `l1`, and `ve` in percent
     "Variance explained along the paths"
     if by not in ('count', 'l1'): raise ValueError(f"by must be 'count' or 'l1'; got {by!r}")
-    if by=='l1' and not len(self.l1): raise ValueError('give the sums of activations when the path is made: LassoPath(X, components, l1=[…])')
-    x = dict(k=np.arange(self.rest.shape[1])) if by=='count' else dict(l1=self.l1)
-    return pd.DataFrame(x | dict(ve=_ve(self.rest if by=='count' else self.rest_l1, self.norm2, kind)))
+    if by=='l1' and not len(self.l1):
+        raise ValueError('give the sums of activations when the path is made: LassoPath(X, components, l1=[…])')
+    if by=='l1': return pd.DataFrame(dict(l1=self.l1, ve=_ve(self.rest_l1, self.norm2, kind)))
+    return pd.DataFrame(dict(k=np.arange(self.rest.shape[1]), ve=_ve(self.rest, self.norm2, kind)))
 
+# %% ../nbs/05_encoding.ipynb #94ea4e15
 @patch
 def vertices(self:LassoPath,
     i:int,                # Position of the frame
 ):                        # (alphas of Eq. 4 `(m,)` descending, activations `(m, k)`)
     "The vertices of one frame's path"
-    D = self.components; k = len(D); log = np.full((20*k+51, k+1), np.nan); y = self._M[[i]]
+    D,y = self.components,self._M[[i]]; k = len(D)
     if np.isnan(y).any(): raise ValueError(f'frame {i} is lost: it has no path')
+    log = np.full((20*k+51, k+1), np.nan)
     _code_block(D@D.T, y@D.T, y, np.zeros(1), log=log); log = log[~np.isnan(log[:, 0])]
     top = max((y@D.T).max(), 0.)
     return np.r_[top, log[:, 0]]*2, np.vstack([np.zeros(k), log[:, 1:]])
@@ -153,14 +168,14 @@ class UnitsMixin(TransformerMixin):
         check_is_fitted(self, 'components_')
         return like(V, as_matrix(V, len(self.components_), 'V')@self.components_, COLUMNS, stage='kpm')
 
-# %% ../nbs/05_encoding.ipynb #f896437d
+# %% ../nbs/05_encoding.ipynb #2cd3c276
 @patch
 def score(self:UnitsMixin,
     X,                    # Keypoint motion: table or array `(n, 136)`
     y=None,               # Ignored
     alpha=1.,             # Penalty of the coding
     kind:str='frobenius', # Definition of variance explained
-)->float:                 # Per cent
+)->float:                 # Percent
     "Variance of `X` explained by its own coding"
     V = self.transform(X, alpha=alpha)
     return variance_explained(as_matrix(X), as_matrix(self.inverse_transform(V)), kind)

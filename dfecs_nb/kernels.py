@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 
 # %% ../nbs/04a_kernels.ipynb #ed452be7
-compiled = njit(cache=True, nogil=True)     # no fast-math: NaN tests and exact ties must keep their meaning
+compiled = njit(cache=True, nogil=True)     # no fast-math: tests for NaN (not a number) and exact ties must hold
 
 # %% ../nbs/04a_kernels.ipynb #3f906e87
 @compiled
@@ -47,6 +47,7 @@ def _join(G, H, S, s, j, h):
     H[s, s] = 1/pivot; S[s] = j
     return True
 
+# %% ../nbs/04a_kernels.ipynb #fe8f71c3
 @compiled
 def _leave(H, S, s, p):
     "Take the active unit at position p out of H and S"
@@ -87,22 +88,22 @@ def homotopy(
     log,       # Filled with the first frame's vertices: lambda, then its activations; `(rows, k+1)`
 ):             # Number of vertices of the first frame
     "Solution paths of a block of frames"
-    k = G.shape[0]; H = np.empty((k, k)); S = np.empty(k, np.int64); where = np.empty(k, np.int64)  # 0 free, 1 active, 2 waits, 3 depends
-    d = np.empty(2*k); b = np.empty(k); h = np.empty(k); n_log = 0
+    k = G.shape[0]; H = np.empty((k, k)); S = np.empty(k, np.int64); d,b,h = np.empty(2*k),np.empty(k),np.empty(k)
+    where = np.empty(k, np.int64); n_log = 0                       # where: 0 free, 1 active, 2 waits, 3 depends
     for i in range(C.shape[0]):
-        v = V[i]; v[:] = 0.; r = C[i].copy(); where[:] = 0; s = 0; R = n2[i]; t = 0.; q = 0
-        best[i, :] = R; lam = r.max(); stop_i = stop[i]
+        v,r = V[i],C[i].copy(); v[:] = 0.; where[:] = 0; s,q = 0,0
+        R,t = n2[i],0.; best[i, :] = R                             # squared remainder, sum of activations
+        lam,end = r.max(),stop[i]
         while q < len(l1) and l1[q] <= 0.: at_l1[i, q] = R; q += 1
-        if lam > stop_i:
-            j = r.argmax(); where[j] = 1 if _join(G, H, S, s, j, h) else 3; s = 1 if where[j]==1 else 0
+        if lam > end: s = _happen(G, H, S, s, where, r.argmax(), h)
         for _ in range(20*k+50):
-            if lam <= stop_i or s==0: break
+            if lam <= end or s==0: break
             total = _direction(G, H, S, s, d)
             for j in range(k):
                 b[j] = 0.
                 for p in range(s): b[j] += G[j, S[p]]*d[p]
-            step, event = _next(v, r, b, d, S, s, where, lam, stop_i)
-            while q < len(l1) and l1[q] <= t + step*total:                        # remainder at a given sum of activations
+            step, event = _next(v, r, b, d, S, s, where, lam, end)
+            while q < len(l1) and l1[q] <= t + step*total:         # remainder at a given sum of activations
                 x = lam - (l1[q]-t)/total; at_l1[i, q] = R - (lam*lam-x*x)*total; q += 1
             new = lam-step; R -= (lam*lam-new*new)*total; t += step*total; lam = new
             for j in range(k): r[j] -= step*b[j]
@@ -113,7 +114,7 @@ def homotopy(
         for q2 in range(q, len(l1)): at_l1[i, q2] = R
     return n_log
 
-# %% ../nbs/04a_kernels.ipynb #3118b882
+# %% ../nbs/04a_kernels.ipynb #511a48db
 @compiled
 def _record(v, R, lam, best, log, n_log):
     "Keep the remainder of a vertex under its number of active units"
@@ -122,6 +123,7 @@ def _record(v, R, lam, best, log, n_log):
     if R < best[n]: best[n] = R
     if n_log < log.shape[0]: log[n_log, 0] = lam; log[n_log, 1:] = v
 
+# %% ../nbs/04a_kernels.ipynb #3118b882
 @compiled
 def _happen(G, H, S, s, where, event, h):
     "Let the event take place; returns the new number of active units"
@@ -137,7 +139,20 @@ def _happen(G, H, S, s, where, event, h):
     where[j] = 2
     return s-1
 
-# %% ../nbs/04a_kernels.ipynb #e422bd32
+# %% ../nbs/04a_kernels.ipynb #3d8e5aaf
+@compiled
+def _sweep(G, c, lam, v):
+    "Set each unit of a frame to its best amount given the others; returns the largest change and the largest amount"
+    change = 0.; top = 0.
+    for j in range(len(v)):
+        if G[j, j] <= 0.: v[j] = 0.; continue
+        g = c[j] - lam
+        for l in range(len(v)): g -= G[j, l]*v[l]
+        new = max(0., v[j] + g/G[j, j]); change = max(change, abs(new-v[j])); top = max(top, new)
+        v[j] = new
+    return change, top
+
+# %% ../nbs/04a_kernels.ipynb #80fd33e9
 @compiled
 def descend(
     G,             # Gram matrix `(k, k)`
@@ -148,17 +163,11 @@ def descend(
     max_iter=10000,
 ):                 # Number of frames that did not converge
     "Non-negative lasso of a block of frames by cyclic coordinate descent"
-    k = G.shape[0]; unfinished = 0
+    unfinished = 0
     for i in range(C.shape[0]):
         done = False
         for _ in range(max_iter):
-            change = 0.; top = 0.
-            for j in range(k):
-                if G[j, j] <= 0.: V[i, j] = 0.; continue
-                g = C[i, j] - lam[i]
-                for l in range(k): g -= G[j, l]*V[i, l]
-                new = max(0., V[i, j] + g/G[j, j]); change = max(change, abs(new-V[i, j])); top = max(top, new)
-                V[i, j] = new
+            change, top = _sweep(G, C[i], lam[i], V[i])
             if change <= tol*top: done = True; break
         unfinished += 0 if done else 1
     return unfinished
@@ -179,14 +188,21 @@ def _invert(G, mask, out):
     out[:s, :s] = M[:, s:]
     return True
 
-# %% ../nbs/04a_kernels.ipynb #3d8e5aaf
+# %% ../nbs/04a_kernels.ipynb #6f05aae4
+@compiled
+def _active(v, S):
+    "Write the active units of v to S; returns their number, and the set as bits"
+    s = 0; mask = 0
+    for j in range(len(v)):
+        if v[j] > 0.: mask |= 1 << j; S[s] = j; s += 1
+    return s, mask
+
+# %% ../nbs/04a_kernels.ipynb #e422bd32
 @compiled
 def _guess(G, c, lam, v, inv, known):
     "Try the active set of v; on success v is the exact solution"
-    k = len(v); mask = 0; s = 0; top = lam; S = np.empty(k, np.int64); w = np.empty(k)
-    for j in range(k):
-        top = max(top, abs(c[j]))
-        if v[j] > 0.: mask |= 1 << j; S[s] = j; s += 1
+    k = len(v); S = np.empty(k, np.int64); w = np.empty(k); s, mask = _active(v, S); top = lam
+    for j in range(k): top = max(top, abs(c[j]))
     if known[mask]==0: known[mask] = 1 if _invert(G, mask, inv[mask]) else 2
     if known[mask]==2: return False
     for a in range(s):
@@ -201,7 +217,7 @@ def _guess(G, c, lam, v, inv, known):
     for a in range(s): v[S[a]] = w[a]
     return True
 
-# %% ../nbs/04a_kernels.ipynb #80fd33e9
+# %% ../nbs/04a_kernels.ipynb #96332e59
 @compiled
 def recode(
     G,             # Gram matrix `(k, k)`, k at most 10
@@ -210,13 +226,14 @@ def recode(
     V,             # Codes of the round before, overwritten by the exact ones `(n, k)`
 ):
     "Non-negative lasso of a block of frames, from active sets that are nearly right"
-    k = G.shape[0]; inv = np.empty((1 << k, k, k)); known = np.zeros(1 << k, np.int64); one = np.full(1, lam)
+    k = G.shape[0]
+    inv = np.empty((1 << k, k, k)); known = np.zeros(1 << k, np.int64)
     for i in range(C.shape[0]):
         done = False
         for _ in range(40):
             if _guess(G, C[i], lam, V[i], inv, known): done = True; break
-            descend(G, C[i:i+1], one, V[i:i+1], 0., 2)
-        if not done: descend(G, C[i:i+1], one, V[i:i+1], 1e-13, 10000)
+            for _ in range(2): _sweep(G, C[i], lam, V[i])
+        if not done: descend(G, C[i:i+1], np.full(1, lam), V[i:i+1], 1e-13, 10000)
 
 # %% ../nbs/04a_kernels.ipynb #ca38405c
 @compiled

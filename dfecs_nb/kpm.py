@@ -8,22 +8,20 @@ Docs: https://dfecs-nb.github.io/dfecs_nb/kpm.html.md"""
 __all__ = ['find_neutral', 'keypoint_motion', 'plot_motion', 'sample_frames']
 
 # %% ../nbs/03_kpm.ipynb #dbd98b7a
-import warnings
-
 import numpy as np
 import pandas as pd
 
-from .template import COLUMNS, as_matrix, as_points, as_table, like, neutral_face, plot_face, stack
-from .registration import motion_on, standard_face
+from .template import COLUMNS, as_matrix, as_points, like, neutral_face, plot_face
+from .registration import motion_on
 
 # %% ../nbs/03_kpm.ipynb #f6202e78
 def _unrest(
-    P:np.ndarray,      # Standard face of one person, `(n, 68, 2)`, no NaN
+    P:np.ndarray,      # Standard face of one person, `(n, 68, 2)`, no missing values (NaN, not a number)
 )->np.ndarray:         # `(n,)`, template units; 0 is a closed, relaxed mouth and open eyes
     "How far each frame is from the person's own rest"
-    gap = np.abs(P[:, [61, 62, 63], 1] - P[:, [67, 66, 65], 1]).mean(1)              # between the lips
-    width = P[:, 54, 0] - P[:, 48, 0]                                                # of the mouth
-    eye = (P[:, [41, 40, 47, 46], 1] - P[:, [37, 38, 43, 44], 1]).mean(1)            # height of the opening
+    gap = np.abs(P[:, [61, 62, 63], 1] - P[:, [67, 66, 65], 1]).mean(1)            # between the lips
+    width = P[:, 54, 0] - P[:, 48, 0]                                              # of the mouth
+    eye = (P[:, [41, 40, 47, 46], 1] - P[:, [37, 38, 43, 44], 1]).mean(1)          # height of the opening
     over = lambda v, q: np.maximum(v - np.quantile(v, q), 0)
     return np.sqrt(over(gap, .1)**2 + (over(width, .1)/2)**2 + over(-eye, .25)**2)
 
@@ -35,18 +33,18 @@ def find_neutral(
     share:float=.05,       # 'auto': share of the found frames to take the median of (at least 5 frames)
 )->pd.DataFrame:           # A row a subject (or subject and video); `attrs['frames']`: the rows of `standard` used
     "The neutral face of each person"
-    M = as_matrix(standard, name='standard'); keys = _keys(standard, by, len(M))
+    M = as_matrix(standard, name='standard'); keys = _keys(standard, by, len(M)); found = ~np.isnan(M).any(1)
     if isinstance(how, (pd.DataFrame, np.ndarray)) and np.ndim(how)!=1: return _given(how, keys, by)
-    mask = _mask(how, len(M)) if np.ndim(how)==1 else None; found = ~np.isnan(M).any(1)
-    frames = standard.index.get_level_values('frame').to_numpy() if isinstance(standard, pd.DataFrame) else np.arange(len(M))
-    rows, faces = {}, {}
+    mask = _mask(how, len(M)) if np.ndim(how)==1 else None
+    frames,rows = _frames(standard, len(M)),{}
     for key in dict.fromkeys(keys):
         mine = np.flatnonzero((keys==key) & found)
-        if not len(mine): continue
-        rows[key] = _pick(M, mine, frames, how, mask, share, key); faces[key] = np.median(M[rows[key]], axis=0)
-    if not faces: raise ValueError('no frame with a face: there is nothing to take a neutral face from')
-    out = pd.DataFrame(list(faces.values()), index=pd.Index(list(faces), name=by), columns=COLUMNS)
-    out.attrs = dict(frames={str(k): [int(r) for r in v] for k,v in rows.items()}, how=how if isinstance(how, (str, int)) else 'mask')
+        if len(mine): rows[key] = _pick(M, mine, frames, how, mask, share, key)
+    if not rows: raise ValueError('no frame with a face: there is nothing to take a neutral face from')
+    faces = [np.median(M[r], axis=0) for r in rows.values()]
+    out = pd.DataFrame(faces, index=pd.Index(list(rows), name=by), columns=COLUMNS)
+    out.attrs = dict(frames={str(k): [int(r) for r in v] for k,v in rows.items()},
+                     how='mask' if mask is not None else how if isinstance(how, str) else int(how))
     return out
 
 # %% ../nbs/03_kpm.ipynb #a99b161b
@@ -55,36 +53,49 @@ def _keys(standard, by, n):
     if by not in ('subject', 'video'): raise ValueError(f"by must be 'subject' or 'video'; got {by!r}")
     if not isinstance(standard, pd.DataFrame): return np.full(n, 'subject', dtype=object)
     stage = standard.attrs.get('stage', 'standard')
-    if stage!='standard': raise ValueError(f"expected keypoints on the standard face, found a table of stage '{stage}': use Standardizer first")
+    if stage!='standard': raise ValueError(
+        f"expected keypoints on the standard face, found a table of stage '{stage}': use Standardizer first")
     who = [standard.index.get_level_values(k) for k in (['subject'] if by=='subject' else ['subject', 'video'])]
     return np.array([' / '.join(map(str, w)) for w in zip(*who)], dtype=object)
+
+def _frames(standard, n):
+    "Frame number of each row"
+    if isinstance(standard, pd.DataFrame): return standard.index.get_level_values('frame').to_numpy()
+    return np.arange(n)
 
 # %% ../nbs/03_kpm.ipynb #281e660e
 def _pick(M, mine, frames, how, mask, share, key):
     "Rows of one person to take the neutral face from; `mine` are the rows with a face"
-    if mask is not None: rows = mine[mask[mine]]; what = 'none of the marked frames'
+    if mask is not None: rows,what = mine[mask[mine]],'none of the marked frames'
     elif isinstance(how, str) and how=='first': return mine[:1]
     elif isinstance(how, str) and how=='auto':
         k = max(min(5, len(mine)), round(share*len(mine)))
         return np.sort(mine[np.argsort(_unrest(as_points(M[mine])), kind='stable')[:k]])
-    elif isinstance(how, (int, np.integer)) and not isinstance(how, bool): rows = mine[frames[mine]==how]; what = f'frame {how} does not'
-    else: raise ValueError(f"how must be 'auto', 'first', a frame number, a mask, or a table of neutral faces; got {how!r}")
+    elif isinstance(how, (int, np.integer)) and not isinstance(how, bool):
+        rows,what = mine[frames[mine]==how],f'frame {how} does not'
+    else: raise ValueError("how must be 'auto', 'first', a frame number, a mask, or a table of neutral faces; "
+                           f'got {how!r}')
     if not len(rows): raise ValueError(f'{key}: {what} show a face; choose other frames or how="auto"')
     return rows
 
+# %% ../nbs/03_kpm.ipynb #28a51a93
 def _mask(how, n):
     mask = np.asarray(how)
-    if mask.dtype!=bool or len(mask)!=n: raise ValueError(f'a mask needs one true/false a row ({n}); found {len(mask)} of type {mask.dtype}')
+    if mask.dtype!=bool or len(mask)!=n:
+        raise ValueError(f'a mask needs one true/false a row ({n}); found {len(mask)} of type {mask.dtype}')
     return mask
 
 # %% ../nbs/03_kpm.ipynb #f681f66d
 def _given(faces, keys, by):
     "Neutral faces that the user brings"
-    M = as_matrix(faces, name='neutral'); need = list(dict.fromkeys(keys))
-    names = [str(k[0] if isinstance(k, tuple) else k) for k in faces.index] if isinstance(faces, pd.DataFrame) else need[:1]
-    if len(M)==1 and len(need)==1: names = need
+    M = as_matrix(faces, name='neutral'); names = need = list(dict.fromkeys(keys))
+    if len(M)!=1 or len(need)!=1:
+        index = faces.index if isinstance(faces, pd.DataFrame) else need[:1]
+        names = [str(k[0] if isinstance(k, tuple) else k) for k in index]
     missing = [k for k in need if k not in names]
-    if missing or len(names)!=len(M): raise ValueError(f'neutral faces are missing for {by} {", ".join(missing[:3])}; found {len(M)} faces for {", ".join(names[:3])}')
+    if missing or len(names)!=len(M):
+        raise ValueError(f'neutral faces are missing for {by} {", ".join(missing[:3])}; '
+                         f'found {len(M)} faces for {", ".join(names[:3])}')
     if np.isnan(M).any(): raise ValueError('the neutral faces hold missing values; give faces with all 68 keypoints')
     out = pd.DataFrame(M, index=pd.Index(names, name=by), columns=COLUMNS); out.attrs = dict(frames={}, how='given')
     return out
@@ -96,8 +107,8 @@ def keypoint_motion(
     by:str='subject',      # One neutral face for each 'subject' or for each 'video'
 ):                         # Same kind and rows as `standard`: movements in template units, lost frames NaN
     "Movement of every keypoint from the same person's neutral face"
-    faces = find_neutral(standard, neutral, by=by); M = as_matrix(standard); keys = _keys(standard, by, len(M))
-    at = pd.Index(faces.index).get_indexer(keys); N = as_matrix(faces)
+    faces = find_neutral(standard, neutral, by=by); M,N = as_matrix(standard),as_matrix(faces)
+    at = pd.Index(faces.index).get_indexer(_keys(standard, by, len(M)))
     out = np.where((at>=0)[:, None], M - N[at], np.nan)
     return like(standard, out, stage='kpm', neutral=faces.attrs['how'])
 

@@ -20,7 +20,7 @@ from .template import PART_COLORS, PARTS, atomic
 
 # %% ../nbs/00a_pictures.ipynb #91479d4e
 def as_rgb(
-    img,                   # Picture: `(h, w)`, `(h, w, 3)` or `(h, w, 4)`, bytes 0–255 or floats 0–1, or a PIL image
+    img,                   # Picture: `(h, w)`, `(h, w, 3 or 4)`, bytes 0–255 or floats 0–1, or a PIL image
 )->np.ndarray:             # `(h, w, 3)`, bytes, red first
     "A picture in the package's form; a fourth channel (opacity) is left out"
     a = np.asarray(img)
@@ -28,7 +28,8 @@ def as_rgb(
     if not (a.ndim==2 or a.ndim==3 and a.shape[2] in (3, 4)) or 0 in a.shape:
         raise ValueError(f'a picture must have the shape (h, w), (h, w, 3) or (h, w, 4); found {a.shape}')
     if a.dtype.kind=='f' and 0<=a.min() and a.max()<=1: a = np.round(a*255).astype(np.uint8)
-    if a.dtype!=np.uint8: raise ValueError(f'a picture must hold bytes 0–255 or floats 0–1; found {a.dtype} up to {a.max():g}')
+    if a.dtype!=np.uint8:
+        raise ValueError(f'a picture must hold bytes 0–255 or floats 0–1; found {a.dtype} up to {a.max():g}')
     return np.repeat(a[..., None], 3, axis=2) if a.ndim==2 else np.ascontiguousarray(a[..., :3])
 
 # %% ../nbs/00a_pictures.ipynb #7035e5ee
@@ -91,7 +92,7 @@ def fps(self:Frames):
 
 # %% ../nbs/00a_pictures.ipynb #da7e8761
 def read_frames(
-    source,                # Video file, image file, folder of images, camera number, one picture, or several (array, list, generator)
+    source,                # Video, image, image folder, camera number, a picture, or several (array, list, generator)
     fps:float=None,        # Frames a second; None asks the file
     max_frames:int=None,   # Stop after so many; None reads all
 )->Frames:                 # Loop over it once: RGB pictures; it knows `name`, `fps`, `count`, `size`, `times`
@@ -133,9 +134,10 @@ def _open_video(path):
     cv2 = _cv2()
     with quiet(): cap = cv2.VideoCapture(str(path))
     if not cap.isOpened():
-        raise ValueError(f'{path} cannot be read as a video: it is not one, or it is damaged or cut off before its index')
+        raise ValueError(f'{path} cannot be read as a video: not a video, or damaged, or cut off before its index')
     fps, count = cap.get(cv2.CAP_PROP_FPS), int(cap.get(cv2.CAP_PROP_FRAME_COUNT))
-    return dict(pictures=_grab(cap, path, count), name=path.stem, fps=fps if 1<=fps<=240 else None, count=max(count, 0) or None)
+    return dict(pictures=_grab(cap, path, count), name=path.stem, count=count if count>0 else None,
+                fps=fps if 1<=fps<=240 else None)
 
 # %% ../nbs/00a_pictures.ipynb #6f765f11
 def _grab(cap, path, count):
@@ -174,7 +176,7 @@ def _watch(cap):
 def clock(
     times,                 # Seconds of each frame, from the file
     fps,                   # Frames a second
-)->list:                   # Knots [frame, seconds]; None when counting frames is right to half a frame, or `times` are unusable
+)->list:                   # Knots [frame, seconds]; None when counting frames is right, or `times` are unusable
     "The true time of a recording, as a broken line that is right to a quarter of a frame"
     if not fps or len(times)<3 or not _rising(times): return None
     t = np.array(times)-times[0]; i = np.arange(len(t))
@@ -190,7 +192,8 @@ def frame_times(
     table:pd.DataFrame,    # Table of one recording, of any stage, with its attrs
 )->np.ndarray:             # `(n,)`, seconds from the first frame of the source
     "The time of each row"
-    frame, knots, fps = table.index.get_level_values('frame').to_numpy(), table.attrs.get('clock'), table.attrs.get('fps')
+    frame = table.index.get_level_values('frame').to_numpy()
+    knots, fps = table.attrs.get('clock'), table.attrs.get('fps')
     if knots: return np.interp(frame, *np.array(knots).T)
     if not fps: raise ValueError('the table has no frame rate: its attrs lack fps')
     return frame/fps
@@ -222,12 +225,13 @@ def write_video(
 )->Path:                   # `path`
     "Write pictures as a video, whole or not at all; odd sizes lose a row or column"
     path, video, size, cv2 = Path(path), None, None, _cv2()
-    if path.suffix.lower() not in VIDEO_CODECS: raise ValueError(f'a video is written as {", ".join(VIDEO_CODECS)}; got {path.name!r}')
+    if path.suffix.lower() not in VIDEO_CODECS:
+        raise ValueError(f'a video is written as {", ".join(VIDEO_CODECS)}; got {path.name!r}')
     with atomic(path) as tmp:
         try:
             for rgb in frames:
                 if video is None: size = rgb.shape; video = _new_video(tmp, fps, size)
-                if rgb.shape!=size: raise ValueError(f'pictures of different sizes make no video; found {size[:2]} and {rgb.shape[:2]}')
+                if rgb.shape!=size: raise ValueError(f'pictures of different sizes: {size[:2]} and {rgb.shape[:2]}')
                 video.write(cv2.cvtColor(rgb[:size[0]//2*2, :size[1]//2*2], cv2.COLOR_RGB2BGR))
         finally:
             if video is not None: video.release()
@@ -238,7 +242,8 @@ def write_video(
 def _new_video(path, fps, size):
     "An open file for pictures of `size`; codecs want even numbers of pixels"
     import cv2
+    even = size[1]//2*2, size[0]//2*2
     for code in VIDEO_CODECS[path.suffix.lower()]:
-        with quiet(): video = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*code), fps, (size[1]//2*2, size[0]//2*2))
+        with quiet(): video = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*code), fps, even)
         if video.isOpened(): return video
-    raise ValueError(f'OpenCV cannot write {path.suffix} here; try {", ".join(k for k in VIDEO_CODECS if k!=path.suffix)}')
+    raise ValueError(f'OpenCV cannot write {path.suffix} files here; use another of {", ".join(VIDEO_CODECS)}')

@@ -15,14 +15,14 @@ import numpy as np
 from fastcore.basics import patch
 from sklearn.base import BaseEstimator, TransformerMixin
 
-from .template import COLUMNS, FIXED, MIRROR, PARTS, as_matrix, as_points, as_table, data_file, like, neutral_face, plot_face
+from .template import COLUMNS, MIRROR, PARTS, as_matrix, as_points, data_file, like, neutral_face
 
 # %% ../nbs/02_registration.ipynb #bb90cda9
 def camera_view(
     shapes,                    # 3-D faces `(n, 68, 3)` or `(68, 3)`: x right, y **up**, z to the camera
     yaw=0., pitch=0., roll=0., # Head turned to its left, nodding down, tilted; degrees, scalar or one for each face
     distance=None,             # Camera distance in units of `shapes`; None is a camera far away (orthographic)
-)->np.ndarray:                 # `(n, 68, 2)`, x right, y down, centred on the head
+)->np.ndarray:                 # `(n, 68, 2)`, x right, y down, centered on the head
     "2-D keypoints that a camera sees of turned 3-D faces"
     S = np.atleast_3d(np.asarray(shapes, float)) if np.ndim(shapes)==3 else np.asarray(shapes, float)[None]
     Q = (S - S.mean(1, keepdims=True)) @ _rotation(yaw, pitch, roll, len(S)).transpose(0, 2, 1)
@@ -50,9 +50,10 @@ def _upright(
     return np.stack([P[..., 0]*c[:, None] + P[..., 1]*s[:, None], P[..., 1]*c[:, None] - P[..., 0]*s[:, None]], -1)
 
 # %% ../nbs/02_registration.ipynb #196cc839
-_SHIFTS = [(PARTS['lips'], np.arange(50, 53)), (np.r_[PARTS['right_eye'], PARTS['right_eyebrow']], PARTS['right_eye']),
-           (np.r_[PARTS['left_eye'], PARTS['left_eyebrow']], PARTS['left_eye']), (PARTS['nose'], PARTS['nose']),
-           (PARTS['jaw'], PARTS['jaw'])]                  # points moved together, and the points whose mean goes to its place
+_SHIFTS = [                        # points moved together, and the points whose mean goes to its place
+    (PARTS['lips'], np.arange(50, 53)), (PARTS['nose'], PARTS['nose']), (PARTS['jaw'], PARTS['jaw']),
+    (np.r_[PARTS['right_eye'], PARTS['right_eyebrow']], PARTS['right_eye']),
+    (np.r_[PARTS['left_eye'], PARTS['left_eyebrow']], PARTS['left_eye'])]
 
 def _at_home(P, mean_face):
     "Shift each part of the faces `P` to its place on `mean_face`"
@@ -93,7 +94,8 @@ class _PointTransformer(TransformerMixin, BaseEstimator):
         M = as_matrix(X); lost = np.isnan(M).any(1); out = np.full_like(M, np.nan)
         if np.isinf(M).any(): raise ValueError(f'X holds infinite values in {np.isinf(M).any(1).sum()} frames')
         part = lost & ~np.isnan(M).all(1)
-        if part.any(): warnings.warn(f'{part.sum()} frames lack some of their keypoints and are treated as lost', stacklevel=2)
+        if part.any():
+            warnings.warn(f'{part.sum()} frames lack some of their keypoints and are treated as lost', stacklevel=2)
         if (~lost).any(): out[~lost] = as_matrix(self._points(as_points(M[~lost])))
         return like(X, out, stage=self._stage)
     def get_feature_names_out(self, input_features=None): return np.array(COLUMNS, dtype=object)
@@ -110,8 +112,9 @@ class Frontalizer(_PointTransformer):
 @patch
 def _points(self:Frontalizer, P):
     W = _weights(self.weights); U = _upright(P); turned = (U[:, 48:68, 1].mean(1) < U[:, 36:48, 1].mean(1)).sum()
-    if turned: warnings.warn(f'{turned} of {len(P)} faces have the mouth above the eyes once the eyes are level: is the '
-                             'video mirrored, or are left and right keypoints exchanged?', stacklevel=4)
+    if turned: warnings.warn(
+        f'{turned} of {len(P)} faces have the mouth above the eyes once the eyes are level: is the '
+        'video mirrored, or are left and right keypoints exchanged?', stacklevel=4)
     return as_points(as_matrix(U) @ W[:136] + W[136])
 
 # %% ../nbs/02_registration.ipynb #bfe04e73
@@ -119,7 +122,8 @@ def _weights(weights):
     if isinstance(weights, str) and weights=='default': weights = data_file('frontalization_weights.npy')
     try: W = np.asarray(weights if isinstance(weights, np.ndarray) else np.load(weights, allow_pickle=False), float)
     except FileNotFoundError: raise FileNotFoundError(f'no frontalization weights at {weights}') from None
-    except (ValueError, OSError, TypeError) as e: raise ValueError(f'weights must be "default", a .npy file or an array: {e}') from None
+    except (ValueError, OSError, TypeError) as e:
+        raise ValueError(f'weights must be "default", a .npy file or an array: {e}') from None
     if W.shape!=(137, 136): raise ValueError(f'frontalization weights must be (137, 136); found {W.shape}')
     return W
 
@@ -150,7 +154,8 @@ def _points(self:AffineRegistration, P):
     anchors = AFFINE_ANCHORS if self.anchors is None else self.anchors
     if len(anchors)<3: raise ValueError(f'an affine map needs at least three anchors; found {len(anchors)}')
     L,b = _fit_affine(P, anchors); out = P @ L.transpose(0, 2, 1) + b[:, None]; bad = np.isnan(out).any((1, 2))
-    if bad.any(): warnings.warn(f'{bad.sum()} frames have their anchor points on one line; they are treated as lost', stacklevel=4)
+    if bad.any(): warnings.warn(
+        f'{bad.sum()} frames have their anchor points on one line; they are treated as lost', stacklevel=4)
     return out
 
 # %% ../nbs/02_registration.ipynb #4e63d751
@@ -159,14 +164,15 @@ SIMILARITY_ANCHORS = [                    # points moved together, {anchor: targ
     (np.r_[PARTS['left_eyebrow'], PARTS['left_eye']], {42: (800, 1000), 45: (1000, 1000)}),
     (PARTS['jaw'], {0: (300, 1000), 16: (1100, 1000)}), (PARTS['nose'], {27: (700, 1000)})]
 
-# %% ../nbs/02_registration.ipynb #a82e164f
+# %% ../nbs/02_registration.ipynb #1e24491d
 def _fit_similarity(P, anchors):
-    "Complex factors a `(n,)` and offsets b `(n,)` of the maps z -> a z + b that put the anchors exactly on their targets"
+    "Complex `(a, b)`, each `(n,)`, of the maps z -> a z + b that put the anchors exactly on their targets"
     s = P[:, list(anchors)] @ [1, 1j]; t = np.array(list(anchors.values()), float) @ [1, 1j]
     span = s[:, 1]-s[:, 0] if len(anchors)==2 else np.ones(len(P), complex); span[span==0] = np.nan
     a = (t[1]-t[0])/span if len(anchors)==2 else span
     return a, t[0] - a*s[:, 0]
 
+# %% ../nbs/02_registration.ipynb #b0ec3501
 class PartSimilarity(_PointTransformer):
     "Put the anchors of eyes, jaw and nose exactly on the standard face, part by part (paper Sec. 2.1)"
     _stage = 'standard'

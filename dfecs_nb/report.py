@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from . import __version__
-from .template import as_matrix, as_points, atomic, plot_face
+from .template import as_points, atomic, data_file, plot_face
 
 # %% ../nbs/13a_report.ipynb #f688fe35
 def strongest(
@@ -40,18 +40,23 @@ def plot_activations(
 ):                             # The axes
     "The strongest units of a video over time"
     import matplotlib.pyplot as plt
-    names = strongest(activations, n); t,label = seconds(activations)
-    if ax is None: ax = plt.figure(figsize=(8, .55*max(len(names), 2)+.8), layout='constrained').add_subplot()
+    names = strongest(activations, n); t,label = seconds(activations); rows = max(len(names), 1)
+    if ax is None: ax = plt.figure(figsize=(8, .55*max(rows, 2)+.8), layout='constrained').add_subplot()
     if not names: ax.text(.5, .5, 'no unit is active', ha='center', transform=ax.transAxes)
     top = np.nanmax(activations[names].to_numpy()) if names else 1.
-    for i,name in enumerate(names):
-        v = activations[name].to_numpy(); y = -i + .9*v/top
-        ax.fill_between(t, -i, y, color='#0072B2', alpha=.35, lw=0); ax.plot(t, y, color='#0072B2', lw=.8)
-        at = np.nanargmax(v); ax.plot(t[at], y[at], 'o', color='#D55E00', ms=3.5); ax.annotate(f'{v[at]:.0f}', (t[at], y[at]), (4, -1),
-                                                                    textcoords='offset points', fontsize=7, color='#D55E00')
-    ax.set_yticks(-np.arange(len(names)), names); ax.set(xlabel=label, xlim=(t.min(), max(t.max(), t.min()+1e-9)), ylim=(-max(len(names), 1)+.75, 1.1))
+    for i,name in enumerate(names): _draw_line(ax, t, activations[name].to_numpy(), -i, .9/top)
+    ax.set_yticks(-np.arange(len(names)), names)
+    ax.set(xlabel=label, xlim=(t.min(), max(t.max(), t.min()+1e-9)), ylim=(.75-rows, 1.1))
     for side in ('top', 'right', 'left'): ax.spines[side].set_visible(False)
     return ax
+
+def _draw_line(ax, t, v, base, scale):
+    "One activation above its base line, its apex marked"
+    y = base + scale*v; at = np.nanargmax(v)
+    ax.fill_between(t, base, y, color='#0072B2', alpha=.35, lw=0)
+    ax.plot(t, y, color='#0072B2', lw=.8)
+    ax.plot(t[at], y[at], 'o', color='#D55E00', ms=3.5)
+    ax.annotate(f'{v[at]:.0f}', (t[at], y[at]), (4, -1), textcoords='offset points', fontsize=7, color='#D55E00')
 
 # %% ../nbs/13a_report.ipynb #87a77e78
 def moments(
@@ -78,28 +83,21 @@ def plot_moments(
     from dfecs_nb.pictures import read_frames
     what = moments(activations, n)
     if not what: return None
-    P = as_points(keypoints); frames = keypoints.index.get_level_values('frame').to_numpy(); wanted = {frames[i]: (k, i) for k,i in what.items()}
-    fig,axs = plt.subplots(1, len(wanted), figsize=(1.9*len(wanted), 2.2), layout='constrained', squeeze=False); axs = iter(axs[0])
-    t,label = seconds(keypoints)
+    P, frames = as_points(keypoints), keypoints.index.get_level_values('frame').to_numpy(); t,label = seconds(keypoints)
+    wanted = {frames[i]: (name, i) for name,i in what.items()}
+    fig = plt.figure(figsize=(1.9*len(wanted), 2.2), layout='constrained')
+    axs = iter(fig.subplots(1, len(wanted), squeeze=False)[0])
     for f,rgb in enumerate(read_frames(source, max_frames=int(max(wanted))+1)):
-        if f not in wanted: continue
-        name,i = wanted[f]; ax = next(axs); ax.imshow(rgb); plot_face(P[i], ax=ax, lw=.7, ms=2)
-        mid,half = (P[i].min(0)+P[i].max(0))/2, .75*np.ptp(P[i], axis=0).max()
-        ax.set(xlim=mid[0]+half*np.array([-1, 1]), ylim=mid[1]+half*np.array([1, -1]))
-        ax.set_title(f'{name}\n{t[i]:.1f} s' if label!='frame' else f'{name}\nframe {f}', fontsize=7)
+        if f in wanted:
+            name,i = wanted[f]
+            _draw_face(next(axs), rgb, P[i], f'{name}\n' + (f'{t[i]:.1f} s' if label!='frame' else f'frame {f}'))
     return fig
 
-# %% ../nbs/13a_report.ipynb #aba1026c
-_STYLE = '''
-:root{color-scheme:light dark;--fg:#1d2433;--bg:#fff;--mute:#667;--line:#d9dde6;--card:#f6f7fa}
-@media(prefers-color-scheme:dark){:root{--fg:#e6e8ee;--bg:#14171f;--mute:#9aa3b5;--line:#303646;--card:#1c212c}}
-body{font:16px/1.55 system-ui,sans-serif;color:var(--fg);background:var(--bg);max-width:60rem;margin:2.5rem auto;padding:0 1.2rem}
-h1{line-height:1.2;margin-bottom:.2rem} h2{margin-top:2.4rem;border-top:1px solid var(--line);padding-top:1.2rem} p,li{max-width:46rem}
-.note{background:var(--card);border-left:4px solid #D55E00;padding:.6rem 1rem;border-radius:4px}
-figure{margin:1rem 0;background:#fff;border:1px solid var(--line);border-radius:8px;padding:.5rem;overflow-x:auto} img{max-width:100%;display:block;margin:auto}
-figcaption,.small{color:var(--mute);font-size:.88rem} figcaption{background:var(--bg);margin:.5rem -.5rem -.5rem;padding:.5rem .8rem;border-radius:0 0 8px 8px}
-.scroll{overflow-x:auto} table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums} td,th{padding:.25rem .7rem;border-bottom:1px solid var(--line);text-align:right}
-th:first-child,td:first-child{text-align:left} thead th{border-bottom:2px solid var(--line)}'''
+def _draw_face(ax, rgb, points, title):
+    "A picture cropped to the face, with its keypoints"
+    middle, half = (points.min(0)+points.max(0))/2, .75*np.ptp(points, axis=0).max()
+    ax.imshow(rgb); plot_face(points, ax=ax, lw=.7, ms=2); ax.set_title(title, fontsize=7)
+    ax.set(xlim=middle[0]+half*np.array([-1, 1]), ylim=middle[1]+half*np.array([1, -1]))
 
 # %% ../nbs/13a_report.ipynb #553602e8
 def part(
@@ -111,7 +109,9 @@ def part(
     text = html.escape(caption)
     if kind in ('h1', 'h2', 'p'): return f'<{kind}>{html.escape(content)}</{kind}>'
     if kind in ('note', 'small'): return f'<p class="{kind}">{html.escape(content)}</p>'
-    if kind=='table': return f'<div class="scroll">{content.to_html(border=0, na_rep="–", escape=True)}</div><p class="small">{text}</p>'
+    if kind=='table':
+        rows = content.to_html(border=0, na_rep='–', escape=True)
+        return f'<div class="scroll">{rows}</div><p class="small">{text}</p>'
     if kind!='figure': raise ValueError(f"kind must be h1, h2, p, note, small, table or figure; got {kind!r}")
     data = base64.b64encode(content if isinstance(content, bytes) else png(content)).decode()
     return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
@@ -123,7 +123,8 @@ def png(
 )->bytes:            # PNG file
     "A figure as PNG"
     import matplotlib.pyplot as plt
-    out = io.BytesIO(); fig.savefig(out, format='png', dpi=dpi, facecolor='white', metadata={'Software': None}); plt.close(fig)
+    out = io.BytesIO(); fig.savefig(out, format='png', dpi=dpi, facecolor='white', metadata={'Software': None})
+    plt.close(fig)
     return out.getvalue()
 
 def write_report(
@@ -132,8 +133,15 @@ def write_report(
     parts:list,      # HTML made by `part`
 ):                   # `path`
     "Write a self-contained HTML page, whole or not at all"
-    page = (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-            f'<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>\n' + '\n'.join(parts) +
-            f'\n<p class="small">Made with dfecs_nb {__version__}.</p></body></html>\n')
+    style, body = data_file('report.css').read_text(encoding='utf-8'), '\n'.join(parts)
+    page = f'''<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
+<title>{html.escape(title)}</title>
+<style>{style}</style></head>
+<body>
+{body}
+<p class="small">Made with dfecs_nb {__version__}.</p>
+</body></html>
+'''
     with atomic(path) as tmp: tmp.write_text(page, encoding='utf-8')
     return path

@@ -135,19 +135,22 @@ def _open_task(path, n_faces):
     image = lambda rgb: mp.Image(image_format=mp.ImageFormat.SRGB, data=rgb)
     return lambda rgb: net.detect_for_video(image(rgb), next(clock)).face_landmarks, net.close
 
+def _open(model_path, n_faces): return _open_task(model_path, n_faces) if model_path else _open_mesh(n_faces)
+
 # %% ../nbs/00b_trackers.ipynb #98ddfaa9
 class MediapipeTracker(Tracker):
     "mediapipe's face mesh, 478 points mapped to 68"
     name, map, own, n_faces = 'mediapipe', 'yan', True, 4
     def __init__(self, device='auto', model_path=None):
-        "`model_path`: face_landmarker.task for the newer interface; None takes `DFECS_MEDIAPIPE_MODEL`, else the built-in model"
+        "`model_path`: face_landmarker.task; None takes `DFECS_MEDIAPIPE_MODEL`, else the built-in model"
         super().__init__(device, model_path or os.environ.get('DFECS_MEDIAPIPE_MODEL'))
-        if not importlib.util.find_spec('mediapipe'): raise ImportError("mediapipe is not installed; pip install 'dfecs_nb[mediapipe]'")
+        if not importlib.util.find_spec('mediapipe'):
+            raise ImportError("mediapipe is not installed; pip install 'dfecs_nb[mediapipe]'")
         self.version = f"{_version('mediapipe')} {'face_landmarker' if self.model_path else 'face_mesh'}"
         self._run = None; self._open(); self.reset()       # it works; a recording opens its own
     def _open(self):
         with quiet():                                      # its libraries report on standard error when they start
-            self._run, self._close = _open_task(self.model_path, self.n_faces) if self.model_path else _open_mesh(self.n_faces)
+            self._run, self._close = _open(self.model_path, self.n_faces)
             self._run(np.zeros((64, 64, 3), np.uint8))
     def reset(self):
         "Close the mesh; the next picture opens a new one"
@@ -209,25 +212,29 @@ def _unreachable(url, seconds=5):
         request = urllib.request.Request(url, headers={'User-Agent': 'torch.hub'})
         try:
             with urllib.request.urlopen(request, timeout=seconds): answer[0] = None
-        except Exception as e: answer[0] = str(getattr(e, 'reason', e))     # the caller tells the user
+        except Exception as e:                                              # the caller tells the user
+            reason = getattr(e, 'reason', e); answer[0] = str(getattr(reason, 'strerror', None) or reason)
     asking = threading.Thread(target=ask, daemon=True); asking.start(); asking.join(seconds)
     return answer[0]
 
-# %% ../nbs/00b_trackers.ipynb #287d1802
+# %% ../nbs/00b_trackers.ipynb #3c7336e2
 def _load_networks(device):
     "The networks as they are; compiling them costs minutes, mirroring each picture half the speed"
     import torch, face_alignment
     if device=='auto': device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    try: return face_alignment.FaceAlignment(face_alignment.LandmarksType.TWO_D, device=device, compile=False, flip_input=False)
+    options = dict(device=device, compile=False, flip_input=False)
+    try: return face_alignment.FaceAlignment(face_alignment.LandmarksType.TWO_D, **options)
     except OSError as e: raise _no_weights(getattr(e, 'reason', e)) from None      # the download broke off
 
+# %% ../nbs/00b_trackers.ipynb #287d1802
 class FaceAlignmentTracker(Tracker):
     "face-alignment: needs PyTorch and downloaded weights"
     name, sides, min_score = 'face-alignment', (320, 640), .2     # the score's limit is a starting value
     def __init__(self, device='auto', model_path=None):
         "`device`: 'auto' takes a CUDA graphics card if there is one; `model_path` is not used"
         super().__init__(device, model_path)
-        if not importlib.util.find_spec('face_alignment'): raise ImportError("face-alignment is not installed; pip install 'dfecs_nb[track]'")
+        if not importlib.util.find_spec('face_alignment'):
+            raise ImportError("face-alignment is not installed; pip install 'dfecs_nb[track]'")
         have = all((_weights_folder()/w).is_file() for w in _WEIGHTS)
         if not have and (why := _unreachable(_WEIGHTS_URL+_WEIGHTS[0])): raise _no_weights(why)
         self.net, self.version = _load_networks(device), _version('face-alignment')
@@ -251,7 +258,7 @@ def points(self:FaceAlignmentTracker,
     return np.asarray(pts[0], float), float(np.mean(scores[0]))
 
 # %% ../nbs/00b_trackers.ipynb #f2f72c0a
-TRACKERS = {'face-alignment': FaceAlignmentTracker, 'mediapipe': MediapipeTracker, 'dlib': DlibTracker}   # order of 'auto'
+TRACKERS = {t.name: t for t in (FaceAlignmentTracker, MediapipeTracker, DlibTracker)}     # in the order of 'auto'
 
 def load_tracker(
     name='auto',           # 'auto', or a name of `TRACKERS`
@@ -270,9 +277,11 @@ def _first_that_works(progress, **kw):
     passed = []
     for name,cls in TRACKERS.items():
         try: t = cls(**kw)
-        except Exception as e: passed.append(f'{name}: {str(e).split(";")[0]}')      # also a broken installation
+        except Exception as e:                                              # also a broken installation
+            why = str(e).split(';')[0]; passed.append(why if why.startswith(name) else f'{name}: {why}')
         else: break
-    else: raise ImportError("no tracker works here; pip install 'dfecs_nb[mediapipe]' or 'dfecs_nb[dlib]' works offline "
-                            f"({'; '.join(passed)})")
-    if progress: print(f'tracker: {t.name} {t.version}' + (f" ({'; '.join(passed)})" if passed else ''), file=sys.stderr)
+    else: raise ImportError("no tracker works here; pip install 'dfecs_nb[mediapipe]' or "
+                            f"'dfecs_nb[dlib]' works offline ({'; '.join(passed)})")
+    why = f" ({'; '.join(passed)})" if passed else ''
+    if progress: print(f'tracker: {t.name} {t.version}{why}', file=sys.stderr)
     return t

@@ -26,7 +26,7 @@ _all_ = ['TRACKERS', 'Tracker', 'frame_times', 'load_tracker', 'read_frames', 'r
 def pick_face(
     boxes,                 # `(k, 4)`, pixels
     size,                  # (width, height) of the picture
-    face=None,             # None: largest; a number: place in the order of size; (x, y): a place; (x1, y1, x2, y2): a box
+    face=None,             # None: largest; a number: rank by size; (x, y): a place; (x1, y1, x2, y2): a box
 ):                         # Index into `boxes`; None when there is no such face
     "The face to start with"
     b = np.asarray(boxes, float).reshape(-1, 4); mid, area = (b[:, :2]+b[:, 2:])/2, (b[:, 2:]-b[:, :2]).prod(1)
@@ -49,7 +49,7 @@ def overlap(
 
 def _check_face(face):
     ok = face is None or (np.ndim(face)==0 and int(face)==face>=0) or np.shape(face) in ((2,), (4,))
-    if not ok: raise ValueError(f'face must be None, a number from 0, a place (x, y) or a box (x1, y1, x2, y2); got {face!r}')
+    if not ok: raise ValueError(f'face must be None, a number from 0, (x, y) or (x1, y1, x2, y2); got {face!r}')
     return np.array(face, float) if np.ndim(face) else face
 
 # %% ../nbs/01_tracking.ipynb #8bc55264
@@ -76,6 +76,9 @@ class FaceFollower:
         return np.full((68, 2), np.nan) if pts is None else pts
 
 # %% ../nbs/01_tracking.ipynb #a82f99c7
+@patch
+def _fresh(self:FaceFollower): return self.box is None or self.lost>=self.patience
+
 @patch
 def _new_size(self:FaceFollower, shape):
     "Pictures of another size: boxes of before mean nothing"
@@ -107,9 +110,6 @@ def _choose(self:FaceFollower, boxes):
     shared = overlap(self.box, boxes)
     return int(shared.argmax()) if shared.max()>=.3 else None
 
-@patch
-def _fresh(self:FaceFollower): return self.box is None or self.lost>=self.patience
-
 # %% ../nbs/01_tracking.ipynb #e973c9c2
 @patch
 def _search(self:FaceFollower, rgb):
@@ -137,7 +137,7 @@ def _take(self:FaceFollower, rgb, box):
 
 # %% ../nbs/01_tracking.ipynb #a40d1407
 def track(
-    source,                # Video file, image file, folder of images, camera number, one picture, or several (array, list, generator)
+    source,                # Video, image, image folder, camera number, a picture, or several (array, list, generator)
     tracker='auto',        # 'auto', a name of `TRACKERS`, or a loaded tracker
     subject:str=None,      # Name of the person; None takes the file's name
     video:str=None,        # Name of the recording; None takes the file's name
@@ -218,5 +218,6 @@ def _rows(table, name):
     "Points of one recording by frame number"
     recordings = lambda t: len(t.index.droplevel('frame').unique())
     if recordings(table)>1: table = table[table.index.get_level_values('video')==name]
-    if recordings(table)!=1: raise ValueError(f'the table must hold one recording, or one called {name!r}; found {recordings(table)} that fit')
+    if (n := recordings(table))!=1:
+        raise ValueError(f'the table must hold one recording, or one whose video is {name!r}; found {n} that fit')
     return dict(zip(table.index.get_level_values('frame'), as_points(table)))
