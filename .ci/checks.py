@@ -13,7 +13,6 @@ ROOT = Path(__file__).resolve().parent.parent
 LIB = ROOT/'dfecs_nb'
 WORKERS, LIMIT, TAIL = 2, 900, 60    # items at a time, seconds for one, lines shown of one that failed
 HEAVY = {'torch', 'torchvision', 'cv2', 'mediapipe', 'face_alignment', 'dlib', 'ipywidgets', 'jax', 'tensorflow'}
-IMPORT_SECONDS = 1.5
 running = set()                      # child processes, ended when this one is interrupted
 
 class Failed(Exception): "What went wrong, for the reader"
@@ -130,9 +129,7 @@ for name in {modules}:
     if loaded: sys.exit(f'import dfecs_nb.{{name}} loads {{", ".join(loaded)}}')"""
     python('-c', code)
     timed = 'import time; t = time.perf_counter(); import dfecs_nb.ffm; print("\\n", time.perf_counter() - t)'
-    seconds = min(float(python('-c', timed).split()[-1]) for _ in range(3))
-    if seconds > IMPORT_SECONDS: raise Failed(f'import dfecs_nb.ffm takes {seconds:.1f} s; at most {IMPORT_SECONDS} s')
-    return f'dfecs_nb.ffm in {seconds:.1f} s'
+    return f'dfecs_nb.ffm in {float(python("-c", timed).split()[-1]):.1f} s'    # told, not judged: the machine may be busy
 
 def lint(): tool('ruff', 'check', '--no-cache', '--quiet', '--output-format', 'concise')
 

@@ -22,7 +22,7 @@ def kkt_residual(
     components,              # Units `(k, p)`
     V,                       # Activations to check `(n, k)`
     alpha=1.,                # Penalty of Eq. 4, scalar or one for each frame
-)->np.ndarray:               # `(n,)`, relative violation of the optimality conditions; NaN (not a number) for lost frames
+)->np.ndarray:               # `(n,)`, relative violation of the optimality conditions; NaN for lost frames
     "How far activations are from optimal for Eq. 4"
     X,D,V = (np.asarray(a, float) for a in (X, components, V))
     lam = np.broadcast_to(np.asarray(alpha, float)/2, len(X))[:, None]

@@ -158,7 +158,7 @@ def _rate(fps, attrs, who):
     if isinstance(fps, dict):
         if who not in fps and who[1] not in fps: raise ValueError(f'fps has no entry for video {who[1]}')
         fps = fps.get(who, fps.get(who[1]))
-    if fps is None: fps = attrs.get('fps')
+    if fps is None: fps = attrs.get('fps') or attrs.get('fps_by_video', {}).get('/'.join(map(str, who)))
     if fps is None: return 30.
     if not isinstance(fps, (int, float, np.number)) or isinstance(fps, bool) or not np.isfinite(fps) or fps<=0:
         raise ValueError(f'fps must be a number above 0; got {fps!r}')
@@ -181,7 +181,8 @@ def _videos(A, fps=None):
     "A list of ((subject, video), values `(n, n_signals)`, frames a second)"
     keys = [k for k in ('subject', 'video') if k in A.index.names]
     groups = list(A.groupby(level=keys, sort=False, dropna=False)) if keys else [((), A)]
-    if len(groups)>1 and fps is None and 'fps' in A.attrs and A.attrs['fps'] is None:
+    silent = 'fps' in A.attrs and A.attrs['fps'] is None and not A.attrs.get('fps_by_video')
+    if len(groups)>1 and fps is None and silent:
         warnings.warn('the frame rates of the videos are unknown or differ; 30 is assumed: '
                       'pass fps as a number or as a dictionary {video: fps}', stacklevel=3)
     out = []

@@ -26,16 +26,18 @@ def penalties(
 )->tuple:                          # Weights of the L1 norms of A and B beside a squared error with factor 1/2
     "The penalties in one common form"
     if penalty not in ('sklearn', 'paper'): raise ValueError(f"penalty must be 'sklearn' or 'paper'; got {penalty!r}")
-    if not (alpha_A>=0 and alpha_B>=0): raise ValueError(f'penalties must not be negative; got {alpha_A!r} and {alpha_B!r}')
-    if (alpha_A==0)!=(alpha_B==0): raise ValueError('alpha_A and alpha_B must both be zero or both be positive: '
-                                                    'a single penalty can be scaled away')
+    if not (alpha_A>=0 and alpha_B>=0):
+        raise ValueError(f'penalties must not be negative; got {alpha_A!r} and {alpha_B!r}')
+    if (alpha_A==0)!=(alpha_B==0):
+        raise ValueError('alpha_A and alpha_B must both be zero or both be positive: a single penalty can be scaled away')
     return (alpha_A*m, alpha_B*k) if penalty=='sklearn' else (alpha_A/2, alpha_B/2)
 
 # %% ../nbs/07_hfm.ipynb #c41fa7ee
 def _balanced(W, H, lA, lB):
     "Rescale components so that both penalties are equal for each (rows of H are columns of A)"
     if lA==0: return W, H
-    a,b = lA*H.sum(1), lB*W.sum(0); ok = (a>0) & (b>0); t = np.ones(len(a)); t[ok] = np.sqrt(b[ok]/a[ok])
+    a,b = lA*H.sum(1),lB*W.sum(0); ok = (a>0) & (b>0)
+    t = np.ones(len(a)); t[ok] = np.sqrt(b[ok]/a[ok])
     return W/t, H*t[:, None]
 
 def _objective(V, W, H, lA, lB): return .5*((V-W@H)**2).sum() + lA*H.sum() + lB*W.sum()
@@ -50,18 +52,25 @@ def factorize(
     tol:float=1e-5,        # Stop when 50 sweeps lower the objective by less than this share
 )->tuple:                  # B transposed `(m, q)`, A transposed `(q, k)`, objective, sweeps
     "One sparse non-negative factorization from a random start, balanced all along"
-    from sklearn.decomposition import NMF
-    rng = np.random.RandomState(seed); size = np.sqrt(V.mean()/q); m,k = V.shape
-    H,W = np.abs(size*rng.standard_normal((q, k))), np.abs(size*rng.standard_normal((m, q))); cost,n = np.inf,0
+    rng = np.random.RandomState(seed); size = np.sqrt(V.mean()/q); m,k = V.shape; cost,n = np.inf,0
+    H,W = np.abs(size*rng.standard_normal((q, k))),np.abs(size*rng.standard_normal((m, q)))
     while n < max_iter:
-        W,H = (np.ascontiguousarray(F) for F in _balanced(W, H, lA, lB)); step = min(50, max_iter-n)
-        nmf = NMF(q, init='custom', solver='cd', l1_ratio=1., alpha_W=lB/k, alpha_H=lA/m, max_iter=step, tol=1e-12)
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', ConvergenceWarning)              # convergence is judged here, by the objective
-            W = nmf.fit_transform(V, W=W, H=H)
-        H = nmf.components_; before,cost = cost,_objective(V, W, H, lA, lB); n += step
+        step = min(50, max_iter-n); n += step
+        W,H = _sweeps(V, *_balanced(W, H, lA, lB), lA, lB, step)
+        before,cost = cost,_objective(V, W, H, lA, lB)
         if before-cost < tol*cost: break
     return *_balanced(W, H, lA, lB), cost, n
+
+# %% ../nbs/07_hfm.ipynb #39d682bf
+def _sweeps(V, W, H, lA, lB, n):
+    "W and H after `n` sweeps of coordinate descent"
+    from sklearn.decomposition import NMF
+    m,k = V.shape; W,H = np.ascontiguousarray(W),np.ascontiguousarray(H)
+    nmf = NMF(len(H), init='custom', solver='cd', l1_ratio=1., alpha_W=lB/k, alpha_H=lA/m, max_iter=n, tol=1e-12)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', ConvergenceWarning)          # `factorize` judges that, by the objective
+        W = nmf.fit_transform(V, W=W, H=H)
+    return W, nmf.components_
 
 # %% ../nbs/07_hfm.ipynb #8b78347a
 class HierarchicalFaceModel(BaseEstimator):

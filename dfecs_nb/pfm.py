@@ -8,15 +8,12 @@ Docs: https://dfecs-nb.github.io/dfecs_nb/pfm.html.md"""
 __all__ = ['PUBLISHED', 'learn_dictionary', 'PartFaceModel', 'training_frames']
 
 # %% ../nbs/06_pfm.ipynb #7336f737
-import warnings
-
 import numpy as np
-import pandas as pd
 from fastcore.basics import patch
 from sklearn.base import BaseEstimator
 
-from .template import PARTS, as_matrix, part_columns
-from .encoding import UnitsMixin, encode, variance_explained
+from .template import as_matrix, part_columns
+from .encoding import UnitsMixin, variance_explained
 
 # %% ../nbs/06_pfm.ipynb #a1193146
 def _start(
@@ -38,25 +35,32 @@ def learn_dictionary(
     random_state=0,        # Seed of replacements for units that nobody uses
 ):                         # (units `(k, p)` with norms <= 1, codes `(n, k)`, objective after each round)
     "Positive sparse dictionary learning (paper Eq. 1)"
-    from dfecs_nb.kernels import descend, improve, recode
-    D,V,cost = _start(X, k), np.zeros((len(X), k)), []; rng = np.random.RandomState(random_state); lam = np.full(len(X), float(alpha))
-    def code(D, V): recode(D@D.T, X@D.T, float(alpha), V) if k<=10 else descend(D@D.T, X@D.T, lam, V)
-    total,unused = (X**2).sum(), np.zeros(k, np.int64)
+    from dfecs_nb.kernels import improve
+    D,V,cost = _start(X, k),np.zeros((len(X), k)),[]; rng = np.random.RandomState(random_state)
+    total,unused = (X**2).sum(),np.zeros(k, np.int64)
     for _ in range(max_iter):
-        code(D, V); A,B = V.T@V, V.T@X
+        _code(X, D, V, alpha); A,B = V.T@V, V.T@X
         improve(D, A, B, 1e-6, unused)
-        if unused.any(): _restart(X, D, V, unused, rng); A,B = V.T@V, V.T@X
+        if unused.any():
+            _restart(X, D, V, unused, rng); A,B = V.T@V, V.T@X
         cost.append(.5*(total - 2*(D*B).sum() + (A*(D@D.T)).sum()) + alpha*V.sum())
         if len(cost)>1 and cost[-2]-cost[-1] < tol*cost[-1]: break
-    code(D, V)                                              # codes of the final units
+    _code(X, D, V, alpha)                                   # codes of the final units
     return D, V, np.array(cost)
 
 # %% ../nbs/06_pfm.ipynb #b3e5cebf
+def _code(X, D, V, alpha):
+    "Codes for fixed units, in place of those of the round before"
+    from dfecs_nb.kernels import descend, recode
+    G,C = D@D.T,X@D.T
+    if len(D)<=10: recode(G, C, float(alpha), V)            # keeps an inverse for every set of units
+    else: descend(G, C, np.full(len(X), float(alpha)), V)
+
 def _restart(X, D, V, unused, rng):
     "Unused units become a random frame (with a little noise, at most of length 1) and are free again"
     for j in np.flatnonzero(unused):
-        x = X[rng.choice(len(X))]; D[j] = x + rng.normal(0, .01*(x.std() or 1), len(x)); D[j] /= max(np.linalg.norm(D[j]), 1)
-        V[:, j] = 0
+        x = X[rng.choice(len(X))]; u = x + rng.normal(0, .01*(x.std() or 1), len(x))
+        D[j] = u/max(np.linalg.norm(u), 1); V[:, j] = 0
 
 # %% ../nbs/06_pfm.ipynb #a7acffa9
 class PartFaceModel(UnitsMixin, BaseEstimator):
@@ -98,7 +102,8 @@ def fit_transform(self:PartFaceModel,
     moves = np.abs(M).max(0) > 1e-9*np.abs(M).max() if M.any() else np.zeros(len(at), bool)
     D,V,self.errors_ = np.zeros((0, len(at))), np.zeros((len(M), 0)), np.zeros(0)
     if moves.any():
-        D,V,self.errors_ = learn_dictionary(M, self.n_components, self.alpha, self.max_iter, self.tol, self.random_state)
+        D,V,self.errors_ = learn_dictionary(M, self.n_components, self.alpha,
+                                            self.max_iter, self.tol, self.random_state)
         order = np.argsort(-(V**2).sum(0)*(D**2).sum(1), kind='stable'); D,V = D[order], V[:, order]
     self.components_ = np.zeros((len(D), 136)); self.components_[:, at] = D
     self.n_iter_,self.n_features_in_ = len(self.errors_), 136
@@ -116,18 +121,27 @@ def training_frames(
     if missing not in ('refuse', 'drop'): raise ValueError(f"missing must be 'refuse' or 'drop'; got {missing!r}")
     if np.isinf(M).any(): raise ValueError(f'X holds infinite values in {np.isinf(M).any(1).sum()} frames')
     if lost.any() and missing=='refuse':
-        raise ValueError(f"{lost.sum()} of {len(M)} frames have missing values; leave them out with missing='drop', or give X.dropna()")
-    if not (~lost).any(): raise ValueError(f'there is no frame to learn from: {len(M)} frames, {lost.sum()} without a face')
+        raise ValueError(f'{lost.sum()} of {len(M)} frames have missing values; '
+                         "leave them out with missing='drop', or give X.dropna()")
+    if lost.all():
+        raise ValueError(f'there is no frame to learn from: {len(M)} frames, {lost.sum()} without a face')
     return M[~lost]
 
+# %% ../nbs/06_pfm.ipynb #d727b77c
 def _check(self, M):
     k,a = self.n_components,self.alpha
-    if not isinstance(k, (int, np.integer)) or k<1: raise ValueError(f'n_components must be a positive whole number; got {k!r}')
+    if not isinstance(k, (int, np.integer)) or k<1:
+        raise ValueError(f'n_components must be a positive whole number; got {k!r}')
     if not a>=0: raise ValueError(f'alpha must not be negative; got {a!r}')
-    if len(M)<k: raise ValueError(f'{k} units cannot be learned from {len(M)} frames; at least as many frames as units are needed')
+    if len(M)<k:
+        raise ValueError(f'{k} units cannot be learned from {len(M)} frames; '
+                         'at least as many frames as units are needed')
 
-# %% ../nbs/06_pfm.ipynb #591b5261
+# %% ../nbs/06_pfm.ipynb #b27239da
 PUBLISHED = {                                    # data set -> part -> (k_f, alpha), DFECS supplement, Table 1
-    'disfa': dict(right_eyebrow=(5, 1.15), left_eyebrow=(5, 1.15), right_eye=(5, .5), left_eye=(5, .5), nose=(5, 1.), lips=(5, 1.5), jaw=(5, 2.)),
-    'bp4d':  dict(right_eyebrow=(5, 2.5), left_eyebrow=(5, 2.5), right_eye=(3, .5), left_eye=(4, .5), nose=(5, 2.), lips=(5, 3.), jaw=None),
-    'ck+':   dict(right_eyebrow=(5, 2.), left_eyebrow=(5, 2.), right_eye=(4, 1.), left_eye=(4, .5), nose=(5, 2.), lips=(3, 2.1), jaw=(4, .5))}
+    'disfa': dict(right_eyebrow=(5, 1.15), left_eyebrow=(5, 1.15), right_eye=(5, .5), left_eye=(5, .5),
+                  nose=(5, 1.), lips=(5, 1.5), jaw=(5, 2.)),
+    'bp4d': dict(right_eyebrow=(5, 2.5), left_eyebrow=(5, 2.5), right_eye=(3, .5), left_eye=(4, .5),
+                 nose=(5, 2.), lips=(5, 3.), jaw=None),
+    'ck+': dict(right_eyebrow=(5, 2.), left_eyebrow=(5, 2.), right_eye=(4, 1.), left_eye=(4, .5),
+                nose=(5, 2.), lips=(3, 2.1), jaw=(4, .5))}

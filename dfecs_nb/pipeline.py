@@ -89,11 +89,14 @@ def measure_expressivity(
 )->pd.DataFrame:               # As `expressivity_table`, or None if no video is long enough
     "Expressivity of every unit in every video"
     from dfecs_nb.expressivity import expressivity_table
-    found = []
+    found, silent = [], []
+    for name,V in activations.items():
+        seconds = len(V)/(V.attrs.get('fps') or 30)
+        if seconds<=4: notes.append(f'{name} lasts {seconds:.2g} s: too short for the longer scales of expressivity')
     for scales in (None, 6):
         try:
-            with _noting(notes): found.append(expressivity_table(list(activations.values()), scales=scales))
-        except ValueError as e: notes.append(f'expressivity (scales={scales}): {one_line(e)}')
+            with _noting(silent): found.append(expressivity_table(list(activations.values()), scales=scales))
+        except ValueError as e: silent.append(one_line(e))
     return pd.concat(found) if found else None
 
 # %% ../nbs/13b_pipeline.ipynb #fca1c133
@@ -109,9 +112,9 @@ def analyze(
     "The whole chain: track, standardize, keypoint motion, learn or load units, code"
     if isinstance(units, (str, Path)) and units!='fit': units, origin = FullFaceModel.load(units), f'from {units}'
     else: origin = 'given by the user'
+    if not alpha>=0: raise ValueError(f'alpha must not be negative; got {alpha!r}')
     a = track_videos(videos, tracker, progress, **kw); a.alpha = alpha
-    for name,table in a.keypoints.items():
-        with _noting(a.notes, name): a.kpm[name] = keypoint_motion(Standardizer().fit_transform(table), neutral)
+    _to_motion(a, neutral)
     if not a.kpm: return a
     if units is None: a.model, a.units_from = sample_units(), SAMPLE_UNITS
     elif isinstance(units, str): _learn(a, progress)
@@ -123,6 +126,14 @@ def analyze(
 # %% ../nbs/13b_pipeline.ipynb #610ab6e9
 SAMPLE_UNITS = ('the sample units that come with dfecs_nb. They were learned from SIMULATED faces and show how things '
                 'work; for research, learn units from real recordings (dfecs run --fit, or dfecs fit)')
+
+def _to_motion(a, neutral):
+    "Standard face and keypoint motion; a video whose neutral face cannot be found is reported and left out"
+    for name in list(a.keypoints):
+        try:
+            with _noting(a.notes, name):
+                a.kpm[name] = keypoint_motion(Standardizer().fit_transform(a.keypoints[name]), neutral)
+        except ERRORS as e: a.failed[str(a.sources.pop(name))] = one_line(e); del a.keypoints[name]
 
 def _learn(a, progress):
     "Units from the videos themselves, with the settings published for DISFA"

@@ -177,7 +177,7 @@ def _names(v, n): return np.asarray([str(s) for s in ([v]*n if np.ndim(v)==0 els
 # %% ../nbs/00_template.ipynb #dd694a48
 def stack(
     tables,               # Tables of one stage (keypoints, standard, KPM or activations)
-)->pd.DataFrame:          # All rows; attrs that differ become None
+)->pd.DataFrame:          # All rows; attrs that differ become None, frame rates that do go to `fps_by_video`
     "Stack tables of several recordings into one"
     tables = list(tables)
     if not tables: raise ValueError('stack needs at least one table; found none')
@@ -186,11 +186,14 @@ def stack(
     if len(stages)>1: raise ValueError(f'tables of different stages cannot be stacked: {", ".join(stages)}')
     if len(trackers)>1: warnings.warn(f'tables of different trackers are stacked ({", ".join(trackers)}): '
                                       'their points differ systematically; track all videos with one', stacklevel=2)
-    out = pd.concat([t.set_axis(t.columns, axis=1) for t in tables])
+    out = pd.concat(tables)
     if out.index.has_duplicates:
         who = ', '.join(f'{k} {v}' for k,v in zip(INDEX, out.index[out.index.duplicated()][0]))
         raise ValueError(f'two rows have the same name ({who}); give the videos different names')
     out.attrs = {k: v if all(a.get(k)==v for a in facts) else None for k,v in facts[0].items()}
+    if len({a.get('fps') for a in facts})>1:
+        names = ['/'.join(map(str, t.index[0][:2])) if len(t) else '' for t in tables]
+        out.attrs['fps_by_video'] = {n: a.get('fps') for n,a in zip(names, facts) if n}
     return out
 
 # %% ../nbs/00_template.ipynb #1b001e90
