@@ -14,7 +14,7 @@ VENV  := .venv/.python-$(PYVER)
 DEMO  := .venv/.demo-$(SUM)
 TEST  := .venv/.test-$(SUM)
 BIN   := .venv/bin
-PIP   := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+PIP   := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help demo test readme docs clean
 
@@ -46,10 +46,12 @@ $(VENV):
 
 $(DEMO): | $(VENV)
 	@rm -f .venv/.demo-* .venv/.test-*
-	$(PIP) -e '.[offline]'
+	@echo 'Installing into .venv (a minute or two) ...'
+	@$(PIP) -e '.[offline]'
 	@touch $@
 
 $(TEST): | $(VENV)
 	@rm -f .venv/.demo-* .venv/.test-*
-	$(PIP) 'setuptools>=77' -e '.[dev,offline,track,dlib]'
+	@echo 'Installing into .venv (a few minutes) ...'
+	@$(PIP) 'setuptools>=77' -e '.[dev,offline,track,dlib]'
 	@touch $@ $(DEMO)

@@ -8,7 +8,7 @@ Docs: https://dfecs-nb.github.io/dfecs_nb/ffm.html.md"""
 __all__ = ['PUBLISHED_HFM', 'FORMAT', 'FullFaceModel', 'sample_units', 'learn_sample_units']
 
 # %% ../nbs/08_ffm.ipynb #965294b1
-import json
+import json, warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,19 +18,23 @@ from fastcore.basics import patch
 from sklearn.base import BaseEstimator, clone
 
 from . import __version__
-from .template import PARTS, atomic
+from .template import PARTS, atomic, data_file
 from .encoding import UnitsMixin, encode, variance_explained
 from .pfm import PUBLISHED, PartFaceModel, training_frames
 from .hfm import HierarchicalFaceModel
 
-# %% ../nbs/08_ffm.ipynb #bec3fa16
-PUBLISHED_HFM = {'disfa': (16, .1, .1), 'bp4d': (10, .1, .1), 'ck+': (10, .1, .1)}  # q, alpha_A, alpha_B; supplement, Table 2
+# %% ../nbs/08_ffm.ipynb #0856ab1f
+PUBLISHED_HFM = {                        # data set -> (q, alpha_A, alpha_B), DFECS supplement, Table 2
+    'disfa': (16, .1, .1), 'bp4d': (10, .1, .1), 'ck+': (10, .1, .1)}
 
+# %% ../nbs/08_ffm.ipynb #bec3fa16
 def _setups(pfm, hfm, random_state):
     "An unfitted estimator for each part, and one for the second level"
     for name,value in (('pfm', pfm), ('hfm', hfm)):
-        if isinstance(value, str) and value not in PUBLISHED: raise ValueError(f'{name} must be one of {", ".join(PUBLISHED)}, or estimators; got {value!r}')
-    if isinstance(pfm, str): pfm = {p: PartFaceModel(p, *s, random_state=random_state) for p,s in PUBLISHED[pfm].items() if s}
+        if isinstance(value, str) and value not in PUBLISHED:
+            raise ValueError(f'{name} must be one of {", ".join(PUBLISHED)}, or estimators; got {value!r}')
+    if isinstance(pfm, str):
+        pfm = {p: PartFaceModel(p, *s, random_state=random_state) for p,s in PUBLISHED[pfm].items() if s}
     wrong = [p for p,m in pfm.items() if p not in PARTS or getattr(m, 'part', None)!=p]
     if wrong: raise ValueError(f"pfm maps part names to their PartFaceModel; '{wrong[0]}' does not fit")
     if isinstance(hfm, str): hfm = HierarchicalFaceModel(*PUBLISHED_HFM[hfm], random_state=random_state)
@@ -40,7 +44,7 @@ def _setups(pfm, hfm, random_state):
 class FullFaceModel(UnitsMixin, BaseEstimator):
     "Action Units learned from keypoint motion: part dictionaries joined by a sparse factorization (paper Sec. 2.3)"
     def __init__(self,
-        variance:float=95.,   # Variance explained that the model should reach, per cent (frobenius); a warning if not
+        variance:float=95.,   # Variance explained that the model should reach, percent (frobenius); a warning if not
         pfm='disfa',          # Published settings ('disfa', 'bp4d', 'ck+'), or {part: PartFaceModel}
         hfm='disfa',          # Published settings, or a HierarchicalFaceModel
         missing='refuse',     # Frames without a face in `fit`: 'refuse' or 'drop'
@@ -68,28 +72,38 @@ class FullFaceModel(UnitsMixin, BaseEstimator):
 def _fit_parts(parts, M, n_jobs, progress):
     "Learn the parts (in place); returns their codes"
     from tqdm.auto import tqdm
-    with tqdm(total=len(parts), desc='learning parts', disable=not progress) as bar, ThreadPoolExecutor(max(1, n_jobs)) as pool:
+    with (tqdm(total=len(parts), desc='learning parts', disable=not progress) as bar,
+          ThreadPoolExecutor(max(1, n_jobs)) as pool):
         def learn(model):
             code = model.fit_transform(M); bar.update(); bar.set_postfix_str(model.part)
             return code
         return list(pool.map(learn, parts.values()))
 
-# %% ../nbs/08_ffm.ipynb #8f5b5f2c
+# %% ../nbs/08_ffm.ipynb #e64a6386
 def _finish(self, M, X):
     "Unit length, order by energy, history, and a warning if the wanted variance is not reached"
     A = self.hfm_.A_; A = A/np.linalg.norm(self.U_@A, axis=0); energy = (encode(M, (self.U_@A).T, 1.)**2).sum(0)
-    self.A_ = A[:, np.argsort(-energy, kind='stable')]; self.components_ = (self.U_@self.A_).T; self.n_features_in_ = 136
-    rows = [dict(level='part', part=p, n_components=len(m.components_), alpha=m.alpha, variance=m.variance_, rounds=m.n_iter_, converged=m.converged_)
-            for p,m in self.parts_.items()]
-    h = self.hfm_; rows.append(dict(level='full', part='all', n_components=len(self.components_), alpha_A=h.alpha_A, alpha_B=h.alpha_B,
-        penalty=h.penalty, variance=self.variance_, rounds=h.n_iter_, converged=h.n_iter_ < h.max_iter))
-    self.history_ = pd.DataFrame(rows); attrs = X.attrs if isinstance(X, pd.DataFrame) else {}
+    self.A_ = A[:, np.argsort(-energy, kind='stable')]; self.components_ = (self.U_@self.A_).T
+    self.n_features_in_,self.history_ = 136,_history(self)
+    attrs = X.attrs if isinstance(X, pd.DataFrame) else {}
     self.source_ = dict(n_frames=len(M), tracker=attrs.get('tracker'), data=attrs.get('data'))
-    if self.variance_ < self.variance: import warnings; warnings.warn(f'the model explains {self.variance_:.1f} % of the '
-        f'movement, less than the {self.variance:g} % asked for: use more units or smaller penalties', stacklevel=3)
+    if self.variance_ < self.variance: warnings.warn(
+        f'the model explains {self.variance_:.1f} % of the movement, less than the {self.variance:g} % asked for: '
+        'use more units or smaller penalties', stacklevel=3)
+
+# %% ../nbs/08_ffm.ipynb #7414da5f
+def _history(self):
+    "A row for each part and one for the whole model"
+    rows = [dict(level='part', part=p, n_components=len(m.components_), alpha=m.alpha, variance=m.variance_,
+                 rounds=m.n_iter_, converged=m.converged_) for p,m in self.parts_.items()]
+    h = self.hfm_
+    rows.append(dict(level='full', part='all', n_components=len(self.components_), alpha_A=h.alpha_A, alpha_B=h.alpha_B,
+                     penalty=h.penalty, variance=self.variance_, rounds=h.n_iter_, converged=h.n_iter_ < h.max_iter))
+    return pd.DataFrame(rows)
 
 # %% ../nbs/08_ffm.ipynb #db03d7b2
-FORMAT = dict(format='dfecs_nb units', format_version=1, template='iBUG-68', vector='x0..x67, y0..y67', eye_width=200, sides="subject's")
+FORMAT = dict(format='dfecs_nb units', format_version=1, template='iBUG-68', vector='x0..x67, y0..y67',
+              eye_width=200, sides="subject's")          # a file must agree in all of these
 
 @patch
 def save(self:FullFaceModel,
@@ -98,10 +112,12 @@ def save(self:FullFaceModel,
     "Save the fitted model"
     path = Path(path)
     if path.suffix!='.npz': raise ValueError(f'a model is saved as .npz; got {path.name!r}')
-    h = self.hfm_.get_params(); parts = {p: m.get_params() | dict(n_units=len(m.components_), variance=m.variance_) for p,m in self.parts_.items()}
-    meta = FORMAT | dict(software=__version__, variance_asked=self.variance, variance=self.variance_, parts=parts, hfm=h,
-                         source=self.source_, history=json.loads(self.history_.to_json(orient='records')))
-    with atomic(path) as tmp, open(tmp, 'wb') as f: np.savez_compressed(f, U=self.U_, A=self.A_, components=self.components_, meta=np.array(json.dumps(meta)))
+    parts = {p: m.get_params() | dict(n_units=len(m.components_), variance=m.variance_) for p,m in self.parts_.items()}
+    meta = FORMAT | dict(software=__version__, variance_asked=self.variance, variance=self.variance_, parts=parts,
+                         hfm=self.hfm_.get_params(), source=self.source_,
+                         history=json.loads(self.history_.to_json(orient='records')))
+    arrays = dict(U=self.U_, A=self.A_, components=self.components_, meta=np.array(json.dumps(meta)))
+    with atomic(path) as tmp, open(tmp, 'wb') as f: np.savez_compressed(f, **arrays)
     return path
 
 # %% ../nbs/08_ffm.ipynb #3b9e57f8
@@ -112,45 +128,61 @@ def _read_model(path):
     try:
         with np.load(path, allow_pickle=False) as f: arrays = {k: f[k] for k in ('U', 'A', 'components', 'meta')}
         meta = json.loads(str(arrays.pop('meta')))
-    except Exception as e: raise ValueError(f'{path} is not a model of dfecs_nb (a .npz with U, A, components, meta): {type(e).__name__}: {e}') from None
+    except Exception as e:
+        raise ValueError(f'{path} is not a model of dfecs_nb (a .npz with U, A, components, meta): '
+                         f'{type(e).__name__}: {e}') from None
     wrong = [f'{k} is {meta.get(k)!r} instead of {v!r}' for k,v in FORMAT.items() if meta.get(k)!=v]
-    if wrong: raise ValueError(f'{path} does not fit this version ({__version__}): {"; ".join(wrong)}; learn the model again or use the version that saved it')
+    if wrong: raise ValueError(f'{path} does not fit this version ({__version__}): {"; ".join(wrong)}; '
+                               'learn the model again or use the version that saved it')
     U,A,C = (arrays[k] for k in ('U', 'A', 'components'))
-    if U.ndim!=2 or A.ndim!=2 or len(U)!=136 or C.shape!=(A.shape[1], 136) or U.shape[1]!=len(A) or not np.allclose(C, (U@A).T):
+    if not _belong(U, A, C):
         raise ValueError(f'{path} is damaged: U {U.shape}, A {A.shape} and components {C.shape} do not belong together')
     return arrays, meta
 
-# %% ../nbs/08_ffm.ipynb #e64a6386
+# %% ../nbs/08_ffm.ipynb #257bd7b8
+def _belong(U, A, C):
+    if U.ndim!=2 or A.ndim!=2 or len(U)!=136 or U.shape[1]!=len(A): return False
+    return C.shape==(A.shape[1], 136) and np.allclose(C, (U@A).T)
+
+# %% ../nbs/08_ffm.ipynb #8f5b5f2c
 @patch(cls_method=True)
 def load(cls:FullFaceModel,
     path,                  # A file that `save` wrote
 )->FullFaceModel:          # Ready to code
     "Load a model"
     arrays,meta = _read_model(path); self = cls(variance=meta['variance_asked'])
-    self.U_, self.A_, self.components_ = arrays['U'], arrays['A'], arrays['components']
-    self.parts_, at = {}, 0
-    for p,s in meta['parts'].items():
-        n,ve = s.pop('n_units'),s.pop('variance'); m = self.parts_[p] = PartFaceModel(**s); m.components_, m.variance_ = self.U_[:, at:at+n].T, ve
-        m.n_features_in_ = 136; at += n
-    self.hfm_ = HierarchicalFaceModel(**meta['hfm']); self.hfm_.A_, self.hfm_.n_features_in_ = self.A_, len(self.A_)
-    self.pfm, self.hfm = {p: clone(m) for p,m in self.parts_.items()}, clone(self.hfm_)
-    self.history_, self.source_, self.variance_, self.n_features_in_ = pd.DataFrame(meta['history']), meta['source'], meta['variance'], 136
+    self.U_,self.A_,self.components_ = (arrays[k] for k in ('U', 'A', 'components'))
+    self.parts_ = _load_parts(meta['parts'], self.U_)
+    self.hfm_ = HierarchicalFaceModel(**meta['hfm']); self.hfm_.A_,self.hfm_.n_features_in_ = self.A_,len(self.A_)
+    self.pfm,self.hfm = {p: clone(m) for p,m in self.parts_.items()},clone(self.hfm_)
+    self.history_,self.source_ = pd.DataFrame(meta['history']),meta['source']
+    self.variance_,self.n_features_in_ = meta['variance'],136
     return self
 
-# %% ../nbs/08_ffm.ipynb #6279a990
+# %% ../nbs/08_ffm.ipynb #9b89637b
+def _load_parts(settings, U):
+    "The fitted part models: consecutive columns of U"
+    parts,at = {},0
+    for p,s in settings.items():
+        n,variance = s.pop('n_units'),s.pop('variance')
+        m = parts[p] = PartFaceModel(**s); m.components_,m.variance_,m.n_features_in_ = U[:, at:at+n].T,variance,136
+        at += n
+    return parts
+
+# %% ../nbs/08_ffm.ipynb #885bfba3
 def sample_units(
 )->FullFaceModel:      # 16 units or fewer
     "The shipped model, learned from simulated faces"
-    from dfecs_nb.template import data_file
     return FullFaceModel.load(data_file('sample_units.npz'))
 
 def learn_sample_units(
     n_subjects:int=27, n_frames:int=1200, # Simulated people, and frames of each
     n_train:int=10_100,                   # Frames to learn from
     progress:bool=False,                  # Show a progress bar?
-)->FullFaceModel:
-    "How the shipped model was learned (half a minute)"
+)->FullFaceModel:                         # The fitted model
+    "How the shipped model was learned (less than a minute)"
     from dfecs_nb.kpm import sample_frames
     from dfecs_nb.simulation import simulate_kpm
-    kpm = simulate_kpm(n_subjects, n_frames, random_state=0)[0]; kpm.attrs['data'] = 'simulated faces (simulate_kpm, random_state=0)'
+    kpm = simulate_kpm(n_subjects, n_frames, random_state=0)[0]
+    kpm.attrs['data'] = 'simulated faces (simulate_kpm, random_state=0)'
     return FullFaceModel(variance=90, n_jobs=2, progress=progress).fit(sample_frames(kpm, n_train))

@@ -29,7 +29,8 @@ def penalties(
     if not (alpha_A>=0 and alpha_B>=0):
         raise ValueError(f'penalties must not be negative; got {alpha_A!r} and {alpha_B!r}')
     if (alpha_A==0)!=(alpha_B==0):
-        raise ValueError('alpha_A and alpha_B must both be zero or both be positive: a single penalty can be scaled away')
+        raise ValueError('alpha_A and alpha_B must both be zero or both be positive: '
+                         'a single penalty can be scaled away')
     return (alpha_A*m, alpha_B*k) if penalty=='sklearn' else (alpha_A/2, alpha_B/2)
 
 # %% ../nbs/07_hfm.ipynb #c41fa7ee

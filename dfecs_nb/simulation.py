@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .template import FIXED, MIRROR, PARTS, as_matrix, as_table, atomic, like, neutral_face
+from .template import FIXED, MIRROR, PARTS, as_matrix, as_table, like, neutral_face
 from .registration import motion_on
-from .morph import _view, astronaut, shift_field
+from .pictures import write_video
+from .morph import astronaut, portrait_view, shift_field
 
 # %% ../nbs/03b_simulation.ipynb #1133178e
 _UPPER = {   # FACS unit: (what it does, template units at full strength, {keypoint: (outward, up)})
@@ -214,7 +215,7 @@ def _frame(photograph, size, face, moved, A):
     "The photograph with `face` moved to `moved`, seen through the affine map `A`, `(size, size, 3)`"
     import cv2
     S = cv2.warpAffine(shift_field(face, moved, (size, size), step=size/160), A, (size, size))
-    M = cv2.invertAffineTransform(A); V = cv2.invertAffineTransform(_view(size))
+    M = cv2.invertAffineTransform(A); V = cv2.invertAffineTransform(portrait_view(size))
     x, y = np.meshgrid(np.arange(size, dtype=np.float32), np.arange(size, dtype=np.float32))
     u, v = M[0, 0]*x+M[0, 1]*y+M[0, 2]+S[..., 0], M[1, 0]*x+M[1, 1]*y+M[1, 2]+S[..., 1]
     return cv2.remap(photograph, (V[0, 0]*u+V[0, 2]).astype(np.float32), (V[1, 1]*v+V[1, 2]).astype(np.float32),
@@ -233,16 +234,6 @@ class Truth:
     def kpm(self):
         "True keypoint movements on the standard face, `(n, 136)`, template units"
         return like(self.keypoints, as_matrix(self.activations, len(self.units)) @ self.units, stage='kpm')
-
-# %% ../nbs/03b_simulation.ipynb #3dba50fb
-def _write_video(path, frames, fps, size):
-    "Write RGB frames as mp4, whole or not at all"
-    import cv2
-    with atomic(path) as tmp:
-        out = cv2.VideoWriter(str(tmp), cv2.VideoWriter_fourcc(*'mp4v'), fps, (size, size))
-        if not out.isOpened(): raise OSError(f'OpenCV cannot write {path}: this build has no mp4v encoder')
-        for f in frames: out.write(np.ascontiguousarray(f[..., ::-1]))
-        out.release()
 
 # %% ../nbs/03b_simulation.ipynb #b4b51f39
 def _script(seconds, fps, units, schedule):
@@ -280,7 +271,7 @@ def simulate_video(
         for m,A in zip(moved, views):
             f = _frame(photograph, size, face, m, A)
             yield np.clip(f+noise*rng.standard_normal(f.shape, dtype=np.float32), 0, 255).round().astype(np.uint8)
-    _write_video(path, frames(), fps, size)
+    write_video(path, frames(), fps)
     points = np.stack([m @ A[:, :2].T + A[:, 2] for m,A in zip(moved, views)])
     keypoints = as_table(points, 'astronaut', Path(path).stem, fps=fps, tracker='simulated', size=(size, size))
     return Truth(Path(path), keypoints, like(keypoints, V, names, stage='activations'), U)
