@@ -102,6 +102,7 @@ def variance_explained(
     M,H = as_matrix(X, width(X)),as_matrix(X_hat, width(X_hat), 'X_hat')
     if M.shape!=H.shape: raise ValueError(f'X {M.shape} and X_hat {H.shape} differ in shape')
     keep = np.ones(M.shape[1], bool)
+    if mask is not None and M.shape[1]!=136: raise ValueError(f'a mask needs 136 columns; found {M.shape[1]}')
     if mask is not None: keep[np.r_[np.asarray(mask, int), np.asarray(mask, int)+68]] = False
     M,H = M[:, keep],H[:, keep]
     return float(_ve(((M-H)**2).sum(1), (M**2).sum(1), kind))

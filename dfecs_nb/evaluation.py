@@ -59,6 +59,7 @@ def _unit_length(
     names:list,       # Names of the units
     C:np.ndarray,     # Units `(k, p)`
     keep:np.ndarray,  # Columns that count `(p,)`
+    level:int=3,      # Where a warning points: calls up from here
 )->tuple:             # Names and units `(j, kept columns)` of length 1; j is k less the units that do not move
     "Units of length 1 on the columns that are left"
     bad = [n for n,c in zip(names, C) if not np.isfinite(c).all()]
@@ -67,7 +68,7 @@ def _unit_length(
     if not moves.any(): raise ValueError(f'none of the {len(C)} units moves any of the points that are left: '
                                          'use other units or a smaller mask')
     still = [n for n,m in zip(names, moves) if not m]
-    if still: warnings.warn(f'{", ".join(still)}: no movement of the points that are left; dropped', stacklevel=4)
+    if still: warnings.warn(f'{", ".join(still)}: no movement of the points that are left; dropped', stacklevel=level)
     return [n for n,m in zip(names, moves) if m], C[np.ix_(moves, keep)]/size[moves, None]
 
 # %% ../nbs/10_evaluation.ipynb #aa74f2dd
@@ -75,7 +76,7 @@ def _prepared(units, X, mask):
     "Units of length 1, movements without the set's mean, squared norms of the movements, and the largest k"
     names,C,mean,signed = _unit_set(units); M = as_matrix(X, C.shape[1]); keep = _kept(C.shape[1], mask)
     if not len(M): raise ValueError('X holds no frames: there is nothing to evaluate')
-    _same_tracker(units, X); _,C = _unit_length(names, C, keep)
+    _same_tracker(units, X); _,C = _unit_length(names, C, keep, 4)
     return C, (M-mean)[:, keep], (M[:, keep]**2).sum(1), len(C)//(2 if signed else 1)
 
 def _same_tracker(units, X):

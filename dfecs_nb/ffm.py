@@ -129,8 +129,8 @@ def _read_model(path):
         with np.load(path, allow_pickle=False) as f: arrays = {k: f[k] for k in ('U', 'A', 'components', 'meta')}
         meta = json.loads(str(arrays.pop('meta')))
     except Exception as e:
-        raise ValueError(f'{path} is not a model of dfecs_nb (a .npz with U, A, components, meta): '
-                         f'{type(e).__name__}: {e}') from None
+        raise ValueError(f'{path} is not a model of dfecs_nb: expected a .npz file with U, A, components and meta, '
+                         f'reading it ended in {type(e).__name__}') from None
     wrong = [f'{k} is {meta.get(k)!r} instead of {v!r}' for k,v in FORMAT.items() if meta.get(k)!=v]
     if wrong: raise ValueError(f'{path} does not fit this version ({__version__}): {"; ".join(wrong)}; '
                                'learn the model again or use the version that saved it')
@@ -150,14 +150,21 @@ def load(cls:FullFaceModel,
     path,                  # A file that `save` wrote
 )->FullFaceModel:          # Ready to code
     "Load a model"
-    arrays,meta = _read_model(path); self = cls(variance=meta['variance_asked'])
+    arrays,meta = _read_model(path); self = cls()
     self.U_,self.A_,self.components_ = (arrays[k] for k in ('U', 'A', 'components'))
-    self.parts_ = _load_parts(meta['parts'], self.U_)
+    try: _restore(self, meta)
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        raise ValueError(f'{path} is damaged: its settings cannot be read ({type(e).__name__}: {e})') from None
+    return self
+
+# %% ../nbs/08_ffm.ipynb #d1025d05
+def _restore(self, meta):
+    "Settings and fitted attributes from the JSON text of a model file"
+    self.variance, self.parts_ = meta['variance_asked'], _load_parts(meta['parts'], self.U_)
     self.hfm_ = HierarchicalFaceModel(**meta['hfm']); self.hfm_.A_,self.hfm_.n_features_in_ = self.A_,len(self.A_)
     self.pfm,self.hfm = {p: clone(m) for p,m in self.parts_.items()},clone(self.hfm_)
     self.history_,self.source_ = pd.DataFrame(meta['history']),meta['source']
     self.variance_,self.n_features_in_ = meta['variance'],136
-    return self
 
 # %% ../nbs/08_ffm.ipynb #9b89637b
 def _load_parts(settings, U):
