@@ -86,15 +86,6 @@ def _same_tracker(units, X):
         warnings.warn(f'units learned with tracker {learned}, movements tracked with {tested}: their points differ '
                       'systematically, so the result judges the trackers as well', stacklevel=4)
 
-# %% ../nbs/10_evaluation.ipynb #7a9022e0
-def _at_most(
-    path:LassoPath,   # Solution paths of n frames and k units
-)->np.ndarray:        # `(n, k+1)`, squared remainder with at most 0 … k active units
-    "Remainders by number of active units; amounts at rounding level are not active"
-    active = (path.V > 1e-11*path.V.max(axis=1, initial=0, keepdims=True)).sum(1)
-    reached = np.arange(path.rest.shape[1]) >= active[:, None]
-    return np.where(reached, np.minimum(path.rest, path.rest[:, -1:]), path.rest)
-
 # %% ../nbs/10_evaluation.ipynb #3a85fcf0
 def _places(by, at, most):
     "Checked places on the curve's axis: numbers of units (int) or sums of activations (float)"
@@ -119,7 +110,7 @@ def ve_curve(
     "Variance explained by few units, or by small activations (paper Figs. 5 and 7, supplement Fig. 2)"
     C,M,norm2,most = _prepared(units, X, mask); at = _places(by, at, most)
     path = LassoPath(M, C, l1=at if by=='l1' else ())
-    rest = _at_most(path)[:, at] if by=='count' else path.rest_l1[:, np.searchsorted(path.l1, at)]
+    rest = path.rest[:, at] if by=='count' else path.rest_l1[:, np.searchsorted(path.l1, at)]
     out = pd.DataFrame({'k' if by=='count' else 'l1': at, 'kind': kind, 've': _ve(rest, norm2, kind)})
     out.attrs = dict(units=most, frames=int(np.isfinite(norm2).sum()), at_rest=int((norm2==0).sum()))
     return out

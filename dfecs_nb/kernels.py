@@ -12,7 +12,9 @@ import numpy as np
 from numba import njit
 
 # %% ../nbs/04a_kernels.ipynb #ed452be7
-compiled = njit(cache=True, nogil=True)     # no fast-math: tests for NaN (not a number) and exact ties must hold
+# No fast-math: NaN tests and exact ties must keep their meaning. Kept on disk for the installed module only:
+# in a notebook, numba would not notice that a helper in another cell has changed.
+compiled = njit(cache='__file__' in globals(), nogil=True)
 
 # %% ../nbs/04a_kernels.ipynb #3f906e87
 @compiled
@@ -117,9 +119,9 @@ def homotopy(
 # %% ../nbs/04a_kernels.ipynb #511a48db
 @compiled
 def _record(v, R, lam, best, log, n_log):
-    "Keep the remainder of a vertex under its number of active units"
-    n = 0
-    for j in range(len(v)): n += v[j] > 0.
+    "Keep the remainder of a vertex under its number of active units; amounts at rounding level are not active"
+    n = 0; least = 1e-11*v.max()
+    for j in range(len(v)): n += v[j] > least
     if R < best[n]: best[n] = R
     if n_log < log.shape[0]: log[n_log, 0] = lam; log[n_log, 1:] = v
 
