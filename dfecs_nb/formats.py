@@ -411,8 +411,8 @@ def _as_points(A, layout, name):
     if A.ndim!=2 or A.shape[1]/2 not in _LAYOUTS: raise ValueError(
         f'{name}: points must be (n, m, 2), (n, m, 3) or (n, 2m) with m = {_SIZES}; found {A.shape}')
     if layout not in ('xxyy', 'xyxy'):
-        raise ValueError(f"{name} holds {A.shape}: say layout='xxyy' for [x0 …, y0 …], layout='xyxy' for [x0, y0, x1, …]; "
-                         f"got {layout!r}")
+        raise ValueError(f"{name} holds {A.shape}: say layout='xxyy' for [x0 …, y0 …], or layout='xyxy' for "
+                         f"[x0, y0, x1, …]; got {layout!r}")
     m = A.shape[1]//2
     return (A.reshape(-1, 2, m).transpose(0, 2, 1) if layout=='xxyy' else A.reshape(-1, m, 2)).astype(float)
 
