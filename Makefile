@@ -16,10 +16,10 @@ TEST  := .venv/.test-$(SUM)
 BIN   := .venv/bin
 PIP   := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test readme docs clean
+.PHONY: help demo test readme docs clean clean-env
 
 help: ## List the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
 
 demo: $(DEMO) ## The whole pipeline on a simulated video: demo/report.html
 	$(BIN)/dfecs demo -o demo
@@ -32,6 +32,9 @@ readme: $(TEST) ## Write README.md and its figures from nbs/index.ipynb
 
 docs: $(TEST) ## The documentation pages, in _docs: with Quarto where it is installed, else plain pages
 	@if command -v quarto >/dev/null 2>&1; then $(BIN)/nbdev-docs && test -f _docs/index.html; else $(BIN)/python .ci/pages.py _docs; fi
+
+clean-env: ## Remove .venv
+	rm -rf .venv
 
 clean: ## Remove everything that is made, but .venv
 	rm -rf _docs _proc _check build dist demo .quarto .ruff_cache .hypothesis nbs/nbdev.yml nbs/sidebar.yml
@@ -53,5 +56,5 @@ $(DEMO): | $(VENV)
 $(TEST): | $(VENV)
 	@rm -f .venv/.demo-* .venv/.test-*
 	@echo 'Installing into .venv (a few minutes) ...'
-	@$(PIP) 'setuptools>=77' -e '.[dev,offline,track,dlib]'
+	@extras=dev,offline,dlib; if $(BIN)/python .ci/torch.py; then extras=$$extras,track; fi; $(PIP) 'setuptools>=77' -e ".[$$extras]"
 	@touch $@ $(DEMO)
