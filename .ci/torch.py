@@ -11,4 +11,4 @@ if p.returncode: sys.exit(f'torch cannot be had here: {p.stderr.strip() or "pip 
 needs = json.loads(p.stdout)['install'][0]['metadata'].get('requires_dist', [])
 if platform.system() == 'Linux' and any(n.startswith(('nvidia', 'cuda')) for n in needs):
     sys.exit('pip would take a torch for graphics cards (several GB): testing without torch and face-alignment.\n'
-             'To have them, set PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu and run make clean-env and make test.')
+             'To have them: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make clean-env test')
