@@ -12,9 +12,13 @@ import numpy as np
 from numba import njit
 
 # %% ../nbs/04a_kernels.ipynb #ed452be7
-# No fast-math: NaN tests and exact ties must keep their meaning. Kept on disk for the installed module only:
-# in a notebook, numba would not notice that a helper in another cell has changed.
-compiled = njit(cache='__file__' in globals(), nogil=True)
+def compiled(
+    f,             # A function in numba's subset of Python
+):                 # Compiled at its first call
+    "No fast-math: tests for NaN (not a number) and exact ties must hold"
+    keep = '__file__' in globals()                  # in a notebook numba would not notice that another cell changed
+    try: return njit(cache=keep, nogil=True)(f)
+    except RuntimeError: return njit(nogil=True)(f) # neither the package's folder nor the home folder can be written
 
 # %% ../nbs/04a_kernels.ipynb #3f906e87
 @compiled
