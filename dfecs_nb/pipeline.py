@@ -194,8 +194,8 @@ def facts(
     rows = {}
     for name,t in a.keypoints.items():
         k,V = as_matrix(a.kpm[name]), a.activations[name].to_numpy(); ok = ~np.isnan(k).any(1)
-        explained = a.model.score(k, alpha=a.alpha) if k[ok].any() else np.nan
-        rows[name] = {'frames': len(t), 'with a face': int(ok.sum()), 'frames a second': t.attrs.get('fps'),
+        explained = a.model.score(k, alpha=a.alpha) if k[ok].any() else np.nan; fps = t.attrs.get('fps') or np.nan
+        rows[name] = {'frames': len(t), 'with a face': int(ok.sum()), 'frames a second': round(fps, 2),
                       'tracker': f"{t.attrs.get('tracker')} {t.attrs.get('tracker_version', '')}".strip(),
                       'variance explained (frobenius, %)': round(explained, 1),
                       'active units a frame': round(float((V[ok]>0).sum(1).mean()), 1)}
