@@ -18,7 +18,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from .encoding import UnitsMixin
 from .registration import standard_face
-from .template import FIXED, MIRROR, as_matrix, like
+from .template import FIXED, MIRROR, as_matrix, keypoint_mask, like
 
 # %% ../nbs/09_baselines.ipynb #38e558ad
 MUSCLES = {    # the 26 pure FACS AUs: number -> (name, muscle), after public summaries of the FACS manual
@@ -155,8 +155,7 @@ def facs_unit(
     "A FACS AU or an additive combination as a KPM vector: geometric approximation, not measured FACS"
     if side not in ('both', 'left', 'right'): raise ValueError(f"side must be 'both', 'left' or 'right'; got {side!r}")
     if not falloff>=0: raise ValueError(f'falloff must be 0 or a reach in template units; got {falloff!r}')
-    mask = [] if mask is None else np.ravel(mask).tolist()
-    if not set(mask) <= set(range(68)): raise ValueError(f'mask must hold keypoints 0 to 67; got {mask}')
+    mask = np.flatnonzero(keypoint_mask(mask))
     return _scaled(sum(w*_scaled(_pure(au, side, falloff, mask)) for au,w in parse_combination(name).items()))
 
 def _scaled(v): return v/n if (n := np.linalg.norm(v))>0 else v

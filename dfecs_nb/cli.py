@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from . import __version__
-from .template import as_points, atomic, load_table, save_table, stack
+from .template import FIXED, as_points, atomic, load_table, save_table, stack
 from .registration import Standardizer
 from .kpm import keypoint_motion, sample_frames
 from .ffm import FullFaceModel, sample_units
@@ -47,11 +47,13 @@ def _run(o):
         _say(f'report: {page}')
     return _close(a)
 
-# %% ../nbs/14_cli.ipynb #7acfb943
+# %% ../nbs/14_cli.ipynb #6cb2ad4f
 def _read(path, stage):
     "A table of this stage"
     table = load_table(path); found = table.attrs.get('stage')
     if found not in (None, stage): raise ValueError(f"{path} is a table of stage '{found}'; expected stage '{stage}'")
+    if found is None and stage=='kpm' and np.nanmedian(np.abs(as_points(table)[:, FIXED]))>20:
+        raise ValueError(f'{path} does not hold keypoint motion: eye corners and jaw ends, which never move, do')
     return table
 
 def _track(o):
@@ -65,7 +67,7 @@ def _standardize(o): save_table(Standardizer(o.weights).fit_transform(_read(o.ta
 
 def _kpm(o): save_table(keypoint_motion(_read(o.table, 'standard'), _neutral(o.neutral), by=o.by), o.out)
 
-# %% ../nbs/14_cli.ipynb #6cb2ad4f
+# %% ../nbs/14_cli.ipynb #7acfb943
 def _fit(o):
     kpm = sample_frames(stack(_read(t, 'kpm') for t in o.tables), o.frames)
     model = FullFaceModel(o.variance, o.settings, o.settings, n_jobs=2, progress=o.progress).fit(kpm)
@@ -84,6 +86,7 @@ def _scales(text):
 
 def _expressivity(o):
     from dfecs_nb.expressivity import expressivity_table
+    if o.aggregate and not o.scales: raise ValueError('--aggregate merges several scales: give --scales as well')
     table = expressivity_table(_read(o.table, 'activations'), _scales(o.scales), o.aggregate, fps=o.fps)
     with atomic(o.out) as tmp: table.to_csv(tmp)
 
@@ -126,7 +129,8 @@ def _demo(o):
 
 # %% ../nbs/14_cli.ipynb #41ccf4ef
 _ARGUMENTS = dict(
-    videos=(['videos'], dict(nargs='+', help='video files')), video=(['video'], dict(help='video file')),
+    videos=(['videos'], dict(nargs='+', help='videos, pictures, or folders of pictures')),
+    video=(['video'], dict(help='a video, a picture, or a folder of pictures')),
     table=(['table'], dict(help='table, .parquet or .csv')), tables=(['tables'], dict(nargs='+', help='KPM tables')),
     folder=(['-o', '--out'], dict(required=True, help='folder for the results')),
     here=(['-o', '--out'], dict(default='demo', help='folder for the results (default: demo)')),
@@ -134,16 +138,19 @@ _ARGUMENTS = dict(
     tracker=(['--tracker'], dict(default='auto', help='auto, face-alignment, mediapipe or dlib')),
     fps=(['--fps'], dict(type=float, help='frames a second, if the file is wrong or silent about it')),
     subject=(['--subject'], dict(help='name of the person (default: the name of the file)')),
-    neutral=(['--neutral'], dict(default='auto', help='auto, first, a frame number, or a table of neutral faces')),
+    neutral=(['--neutral'], dict(default='auto', help='auto, first, a frame number, or a table: one row a person, '
+                                                 'on the standard face (default: auto)')),
     by=(['--by'], dict(default='subject', choices=['subject', 'video'], help='one neutral face for each of these')),
     weights=(['--weights'], dict(default='default', help='frontalization weights, .npy')),
     units=(['--units'], dict(help='units, .npz (default: the sample units, learned from simulated faces)')),
     fit=(['--fit'], dict(action='store_true', help='learn the units from these videos')),
-    settings=(['--settings'], dict(default='disfa', help='published settings: disfa, bp4d or ck+')),
-    variance=(['--variance'], dict(type=float, default=95., help='variance explained that is hoped for, per cent')),
+    settings=(['--settings'], dict(default='disfa', choices=['disfa', 'bp4d', 'ck+'],
+                                   help='published settings (default: disfa)')),
+    variance=(['--variance'], dict(type=float, default=95., help='percent explained hoped for (default: 95)')),
     frames=(['--frames'], dict(type=int, default=10_100, help='frames to learn from (default: 10100)')),
     alpha=(['--alpha'], dict(type=float, default=1., help='penalty of the coding, template units (default: 1)')),
-    scales=(['--scales'], dict(help='a number of time scales, or seconds: 0.5,1,2')),
+    scales=(['--scales'], dict(help='a number of time scales, or seconds: 0.5,1,2 '
+                                               '(default: all peaks of the signal itself)')),
     aggregate=(['--aggregate'], dict(action='store_true', help='merge the peaks of all scales')),
     no_video=(['--no-video'], dict(action='store_true', help='write no face pixels: points and numbers only')))
 

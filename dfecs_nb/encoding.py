@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from sklearn.base import TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from .template import COLUMNS, as_matrix, like
+from .template import COLUMNS, as_matrix, keypoint_mask, like
 
 # %% ../nbs/05_encoding.ipynb #3d8747d0
 def kkt_residual(
@@ -54,7 +54,9 @@ def _problem(X, components, alpha):
     D = as_matrix(components, np.shape(components)[-1], 'components'); M = as_matrix(X, D.shape[1])
     bad = np.flatnonzero(~np.isfinite(D).all(1))
     if len(bad): raise ValueError(f'components hold missing or infinite values (units {bad[:5].tolist()})')
-    if np.isinf(M).any(): raise ValueError(f'X holds infinite values in {np.isinf(M).any(1).sum()} frames')
+    stage = getattr(X, 'attrs', {}).get('stage', 'kpm') if M.shape[1]==136 else 'kpm'
+    if stage!='kpm':
+        raise ValueError(f"expected keypoint motion, found a table of stage '{stage}': use keypoint_motion first")
     alpha = np.asarray(alpha, float)
     if alpha.ndim>1 or alpha.ndim==1 and len(alpha)!=len(M): raise ValueError(
         f'alpha must be one number, or one for each of the {len(M)} frames; found shape {alpha.shape}')
@@ -71,11 +73,17 @@ def _code_block(G, C, M, lam, l1=(), best=None, at_l1=None, log=None):
     if log is None: log = np.empty((0, k+1))
     if not k: best[:], at_l1[:] = n2[:, None], n2[:, None]; return V           # no units: nothing is explained
     homotopy(G, C, n2, lam, np.asarray(l1, float), V, best, at_l1, log)
-    g = C - V@G - lam[:, None]; top = np.maximum(C.max(1), 0)
-    bad = np.flatnonzero(np.where(V>0, np.abs(g), np.maximum(g, 0)).max(1) > 1e-9*top)
+    bad = np.flatnonzero(_violation(G, C, lam, V) > 1e-9)
     if len(bad):
-        W = V[bad]; descend(G, C[bad], lam[bad], W, 1e-14, 100000); V[bad] = W
+        W = V[bad]; descend(G, C[bad], lam[bad], W, 1e-14, 10000)
+        better = _violation(G, C[bad], lam[bad], W) < _violation(G, C[bad], lam[bad], V[bad])
+        V[bad[better]] = W[better]
     return V
+
+def _violation(G, C, lam, V):
+    "Largest violation of the optimality conditions of each frame, relative to its largest correlation"
+    g = C - V@G - lam[:, None]; top = C.max(1)
+    return np.where(V>0, np.abs(g), np.maximum(g, 0)).max(1)/np.where(top>0, top, 1)
 
 # %% ../nbs/05_encoding.ipynb #91e5d3f3
 VE_KINDS = ('frobenius', 'sample_mean', 'norm_ratio')
@@ -103,7 +111,7 @@ def variance_explained(
     if M.shape!=H.shape: raise ValueError(f'X {M.shape} and X_hat {H.shape} differ in shape')
     keep = np.ones(M.shape[1], bool)
     if mask is not None and M.shape[1]!=136: raise ValueError(f'a mask needs 136 columns; found {M.shape[1]}')
-    if mask is not None: keep[np.r_[np.asarray(mask, int), np.asarray(mask, int)+68]] = False
+    if mask is not None: keep = ~np.tile(keypoint_mask(mask), 2)
     M,H = M[:, keep],H[:, keep]
     return float(_ve(((M-H)**2).sum(1), (M**2).sum(1), kind))
 
@@ -167,6 +175,8 @@ class UnitsMixin(TransformerMixin):
     ):                 # Keypoint motion `(n, 136)`; a table if `V` is one
         "Movements from activations"
         check_is_fitted(self, 'components_')
+        names = list(self.get_feature_names_out())
+        if isinstance(V, pd.DataFrame) and set(V.columns)==set(names): V = V[names]        # found by name, not by place
         return like(V, as_matrix(V, len(self.components_), 'V')@self.components_, COLUMNS, stage='kpm')
 
 # %% ../nbs/05_encoding.ipynb #2cd3c276

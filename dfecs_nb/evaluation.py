@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.optimize import linear_sum_assignment
 from sklearn.utils.validation import check_is_fitted
 
-from .template import PARTS, as_matrix, as_points, data_file, mirror
+from .template import PARTS, as_matrix, as_points, data_file, keypoint_mask, mirror
 from .encoding import VE_KINDS, LassoPath, UnitsMixin, _ve, encode, variance_explained
 from .baselines import LABEL, FACSUnits
 
@@ -32,13 +32,9 @@ def _kept(
     mask,             # Keypoints to leave out, None for none
 )->np.ndarray:        # `(p,)`, True where a column stays
     "Columns that a mask leaves"
-    keep = np.ones(p, bool)
-    if mask is None: return keep
-    if isinstance(mask, str) or not set(np.ravel(mask).tolist()) <= set(range(68)):
-        raise ValueError(f"mask must hold keypoints 0 to 67, for instance MASKS['bp4d']; got {mask!r}")
+    if mask is None: return np.ones(p, bool)
     if p!=136: raise ValueError(f'a mask of keypoints needs 136 columns; X and the units have {p}')
-    points = np.ravel(mask).astype(int); keep[np.r_[points, points+68]] = False
-    return keep
+    return ~np.tile(keypoint_mask(mask), 2)
 
 # %% ../nbs/10_evaluation.ipynb #f2c260ae
 def _unit_set(

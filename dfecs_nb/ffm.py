@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 from sklearn.base import BaseEstimator, clone
+from sklearn.utils.validation import check_is_fitted
 
 from . import __version__
 from .template import PARTS, atomic, data_file
@@ -105,6 +106,9 @@ def _history(self):
 FORMAT = dict(format='dfecs_nb units', format_version=1, template='iBUG-68', vector='x0..x67, y0..y67',
               eye_width=200, sides="subject's")          # a file must agree in all of these
 
+_PART = ('variance_', 'n_iter_', 'converged_')      # what a fitted part model knows beside its units
+_HFM = ('costs_', 'n_iter_', 'n_live_')
+
 @patch
 def save(self:FullFaceModel,
     path,                  # Ends in .npz
@@ -112,11 +116,14 @@ def save(self:FullFaceModel,
     "Save the fitted model"
     path = Path(path)
     if path.suffix!='.npz': raise ValueError(f'a model is saved as .npz; got {path.name!r}')
-    parts = {p: m.get_params() | dict(n_units=len(m.components_), variance=m.variance_) for p,m in self.parts_.items()}
+    check_is_fitted(self, 'parts_')
+    known = lambda m, names: {k: getattr(m, k) for k in names}
+    parts = {p: m.get_params() | known(m, _PART) | dict(n_units=len(m.components_)) for p,m in self.parts_.items()}
     meta = FORMAT | dict(software=__version__, variance_asked=self.variance, variance=self.variance_, parts=parts,
-                         hfm=self.hfm_.get_params(), source=self.source_,
+                         hfm=self.hfm_.get_params(), fitted=known(self.hfm_, _HFM), source=self.source_,
                          history=json.loads(self.history_.to_json(orient='records')))
-    arrays = dict(U=self.U_, A=self.A_, components=self.components_, meta=np.array(json.dumps(meta)))
+    text = json.dumps(meta, default=lambda o: o.tolist() if hasattr(o, 'tolist') else str(o))
+    arrays = dict(U=self.U_, A=self.A_, A_hfm=self.hfm_.A_, components=self.components_, meta=np.array(text))
     with atomic(path) as tmp, open(tmp, 'wb') as f: np.savez_compressed(f, **arrays)
     return path
 
@@ -126,10 +133,11 @@ def _read_model(path):
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f'no model at {path}')
     try:
-        with np.load(path, allow_pickle=False) as f: arrays = {k: f[k] for k in ('U', 'A', 'components', 'meta')}
+        with np.load(path, allow_pickle=False) as f:
+            arrays = {k: f[k] for k in ('U', 'A', 'A_hfm', 'components', 'meta')}
         meta = json.loads(str(arrays.pop('meta')))
     except Exception as e:
-        raise ValueError(f'{path} is not a model of dfecs_nb: expected a .npz file with U, A, components and meta, '
+        raise ValueError(f'{path} is not a model of dfecs_nb: expected a .npz file with U, A, A_hfm, components, meta; '
                          f'reading it ended in {type(e).__name__}') from None
     wrong = [f'{k} is {meta.get(k)!r} instead of {v!r}' for k,v in FORMAT.items() if meta.get(k)!=v]
     if wrong: raise ValueError(f'{path} does not fit this version ({__version__}): {"; ".join(wrong)}; '
@@ -152,16 +160,17 @@ def load(cls:FullFaceModel,
     "Load a model"
     arrays,meta = _read_model(path); self = cls()
     self.U_,self.A_,self.components_ = (arrays[k] for k in ('U', 'A', 'components'))
-    try: _restore(self, meta)
+    try: _restore(self, meta, arrays['A_hfm'])
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise ValueError(f'{path} is damaged: its settings cannot be read ({type(e).__name__}: {e})') from None
     return self
 
 # %% ../nbs/08_ffm.ipynb #d1025d05
-def _restore(self, meta):
+def _restore(self, meta, A):
     "Settings and fitted attributes from the JSON text of a model file"
     self.variance, self.parts_ = meta['variance_asked'], _load_parts(meta['parts'], self.U_)
-    self.hfm_ = HierarchicalFaceModel(**meta['hfm']); self.hfm_.A_,self.hfm_.n_features_in_ = self.A_,len(self.A_)
+    self.hfm_ = HierarchicalFaceModel(**meta['hfm']); self.hfm_.A_,self.hfm_.n_features_in_ = A,len(A)
+    for k in _HFM: setattr(self.hfm_, k, np.array(meta['fitted'][k]) if k=='costs_' else meta['fitted'][k])
     self.pfm,self.hfm = {p: clone(m) for p,m in self.parts_.items()},clone(self.hfm_)
     self.history_,self.source_ = pd.DataFrame(meta['history']),meta['source']
     self.variance_,self.n_features_in_ = meta['variance'],136
@@ -171,9 +180,9 @@ def _load_parts(settings, U):
     "The fitted part models: consecutive columns of U"
     parts,at = {},0
     for p,s in settings.items():
-        n,variance = s.pop('n_units'),s.pop('variance')
-        m = parts[p] = PartFaceModel(**s); m.components_,m.variance_,m.n_features_in_ = U[:, at:at+n].T,variance,136
-        at += n
+        n, fitted = s.pop('n_units'), {k: s.pop(k) for k in _PART}
+        m = parts[p] = PartFaceModel(**s); m.components_,m.n_features_in_ = U[:, at:at+n].T,136; at += n
+        for k,v in fitted.items(): setattr(m, k, v)
     return parts
 
 # %% ../nbs/08_ffm.ipynb #885bfba3

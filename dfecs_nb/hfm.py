@@ -58,6 +58,7 @@ def factorize(
     while n < max_iter:
         step = min(50, max_iter-n); n += step
         W,H = _sweeps(V, *_balanced(W, H, lA, lB), lA, lB, step)
+        if not (W.any() and H.any()): break                              # the penalties emptied everything
         before,cost = cost,_objective(V, W, H, lA, lB)
         if before-cost < tol*cost: break
     return *_balanced(W, H, lA, lB), cost, n
@@ -107,6 +108,8 @@ def fit_transform(self:HierarchicalFaceModel,
     runs = [factorize(M, q, lA, lB, self.random_state+i, self.max_iter, self.tol) for i in range(self.n_init)]
     self.costs_ = np.array([r[2] for r in runs]); W,H,cost,self.n_iter_ = runs[int(self.costs_.argmin())]
     live = (W.sum(0)>0) & (H.sum(1)>0)
+    if not live.any():
+        raise ValueError(f'alpha_A={self.alpha_A}, alpha_B={self.alpha_B} emptied every component; take smaller ones')
     self.A_, self.n_live_, self.n_features_in_ = H[live].T, int(live.sum()), M.shape[1]
     return W[:, live]
 
@@ -114,6 +117,7 @@ def fit_transform(self:HierarchicalFaceModel,
 def _check(self, M):
     if not isinstance(self.n_components, (int, np.integer)) or self.n_components<1:
         raise ValueError(f'n_components must be a positive whole number; got {self.n_components!r}')
+    if self.n_init<1 or self.max_iter<1: raise ValueError('n_init and max_iter must be at least 1')
     if not M.shape[1]: raise ValueError('V has no columns: no part of the face moves, there is nothing to join')
     if not np.isfinite(M).all(): raise ValueError(f'V must be finite; {(~np.isfinite(M)).any(1).sum()} frames are not')
     if (M<0).any(): raise ValueError(f'V must not be negative; the smallest value is {M.min():.3g}')

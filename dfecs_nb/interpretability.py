@@ -16,7 +16,7 @@ import pandas as pd
 
 from .baselines import LABEL, facs_table
 from .registration import standard_face
-from .template import FIXED, MIRROR, as_matrix, as_points, neutral_face, plot_face
+from .template import FIXED, MIRROR, as_matrix, as_points, keypoint_mask, neutral_face, plot_face
 
 # %% ../nbs/12_interpretability.ipynb #f43eb7ca
 @cache
@@ -164,11 +164,6 @@ def _muscle_rules(D, moves, least):
 
 def _cone_rule(D, moves, least): return [(CONE, moves & ~_nearest(D)[2])]
 
-def _mask(mask):
-    bad = np.ravel([] if mask is None else mask)
-    if not set(bad.tolist()) <= set(range(68)): raise ValueError(f'mask must hold keypoints 0 to 67; got {mask!r}')
-    return np.isin(np.arange(68), bad)
-
 # %% ../nbs/12_interpretability.ipynb #29d49756
 _WORDS = ['outwards', 'up and outwards', 'upwards', 'up and inwards', 'inwards', 'down and inwards', 'downwards',
           'down and outwards']
@@ -221,7 +216,7 @@ def check_units(
     "Automatic rule check of units against muscle directions; the paper's interpretability takes human raters"
     if rules not in ('muscles', 'cone'): raise ValueError(f"rules must be 'muscles' or 'cone'; got {rules!r}")
     if not 0<tol<1: raise ValueError(f'tol is a share of the largest motion, between 0 and 1; got {tol!r}')
-    D,names = _units(model_or_components); size = np.linalg.norm(D, axis=2); masked = _mask(mask)
+    D,names = _units(model_or_components); size = np.linalg.norm(D, axis=2); masked = keypoint_mask(mask)
     judged = np.isfinite(size) & ~np.isin(np.arange(68), FIXED) & ~masked
     size = np.where(judged, size, 0.); top = size.max(1, keepdims=True)
     moves = judged & (size>0) & (size>=tol*top*(1-1e-9))

@@ -11,7 +11,7 @@ __all__ = ['find_neutral', 'keypoint_motion', 'plot_motion', 'sample_frames']
 import numpy as np
 import pandas as pd
 
-from .template import COLUMNS, as_matrix, as_points, like, neutral_face, plot_face
+from .template import COLUMNS, FIXED, as_matrix, as_points, like, neutral_face, plot_face
 from .registration import motion_on
 
 # %% ../nbs/03_kpm.ipynb #f6202e78
@@ -30,7 +30,7 @@ def find_neutral(
     standard,              # Standardized keypoints: table, or array `(n, 136)` of one person
     how='auto',            # 'auto', 'first', a frame number, a mask `(n,)`, or a table / array of neutral faces
     by:str='subject',      # One neutral face for each 'subject', or for each 'video' of a subject
-    share:float=.05,       # 'auto': share of the found frames to take the median of (at least 5 frames)
+    share:float=.05,       # 'auto': share of the found frames to take the median of (5 to 50 frames)
 )->pd.DataFrame:           # A row a subject (or subject and video); `attrs['frames']`: the rows of `standard` used
     "The neutral face of each person"
     M = as_matrix(standard, name='standard'); keys = _keys(standard, by, len(M)); found = ~np.isnan(M).any(1)
@@ -67,9 +67,9 @@ def _frames(standard, n):
 def _pick(M, mine, frames, how, mask, share, key):
     "Rows of one person to take the neutral face from; `mine` are the rows with a face"
     if mask is not None: rows,what = mine[mask[mine]],'none of the marked frames'
-    elif isinstance(how, str) and how=='first': return mine[:1]
+    elif isinstance(how, str) and how=='first': return mine[[frames[mine].argmin()]]
     elif isinstance(how, str) and how=='auto':
-        k = max(min(5, len(mine)), round(share*len(mine)))
+        k = min(max(5, round(share*len(mine))), 50, len(mine))
         return np.sort(mine[np.argsort(_unrest(as_points(M[mine])), kind='stable')[:k]])
     elif isinstance(how, (int, np.integer)) and not isinstance(how, bool):
         rows,what = mine[frames[mine]==how],f'frame {how} does not'
@@ -92,6 +92,8 @@ def _given(faces, keys, by):
     if len(M)!=1 or len(need)!=1:
         index = faces.index if isinstance(faces, pd.DataFrame) else need[:1]
         names = [str(k[0] if isinstance(k, tuple) else k) for k in index]
+    twice = [k for k in dict.fromkeys(names) if names.count(k)>1]
+    if twice: raise ValueError(f'{names.count(twice[0])} rows are for {twice[0]}; expected one neutral face a {by}')
     missing = [k for k in need if k not in names]
     if missing or len(names)!=len(M):
         raise ValueError(f'neutral faces are missing for {by} {", ".join(missing[:3])}; '
@@ -107,10 +109,22 @@ def keypoint_motion(
     by:str='subject',      # One neutral face for each 'subject' or for each 'video'
 ):                         # Same kind and rows as `standard`: movements in template units, lost frames NaN
     "Movement of every keypoint from the same person's neutral face"
-    faces = find_neutral(standard, neutral, by=by); M,N = as_matrix(standard),as_matrix(faces)
+    M = as_matrix(standard)
+    if np.isnan(M).any(1).all() and isinstance(neutral, str):               # nobody was found
+        return like(standard, M*np.nan, stage='kpm', neutral=neutral)
+    faces = find_neutral(standard, neutral, by=by); N = as_matrix(faces)
+    if faces.attrs['how']=='given': _same_place(M, N)
     at = pd.Index(faces.index).get_indexer(_keys(standard, by, len(M)))
     out = np.where((at>=0)[:, None], M - N[at], np.nan)
-    return like(standard, out, stage='kpm', neutral=faces.attrs['how'])
+    frame = _frames(standard, len(M)); used = {k: frame[rows].tolist() for k,rows in faces.attrs['frames'].items()}
+    return like(standard, out, stage='kpm', neutral=faces.attrs['how'], neutral_frames=used)
+
+def _same_place(M, N):
+    "Refuse neutral faces in pixels, or on another standard face"
+    still = np.r_[FIXED, FIXED+68]
+    off = np.abs(np.nanmedian(M[:, still], axis=0) - np.median(N[:, still], axis=0)).max()
+    if off>20: raise ValueError('the neutral faces are not on the same standard face (eye corners and jaw ends are '
+                                f'{off:.0f} units away): give faces that went through the same Standardizer')
 
 # %% ../nbs/03_kpm.ipynb #46e3bf22
 def plot_motion(
@@ -136,6 +150,7 @@ def sample_frames(
     random_state:int=17,   # Seed of the draw
 )->pd.DataFrame:           # `n` rows without NaN, in random order
     "A reproducible random sample of frames for training"
+    if n<1: raise ValueError(f'n must be at least 1; got {n!r}')
     out = kpm.dropna().sort_index().sample(frac=1, random_state=random_state)[:n]
     out.attrs = dict(kpm.attrs)
     return out

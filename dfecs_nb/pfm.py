@@ -70,7 +70,6 @@ def training_frames(
     "Frames to learn from"
     M = as_matrix(X); lost = np.isnan(M).any(1)
     if missing not in ('refuse', 'drop'): raise ValueError(f"missing must be 'refuse' or 'drop'; got {missing!r}")
-    if np.isinf(M).any(): raise ValueError(f'X holds infinite values in {np.isinf(M).any(1).sum()} frames')
     if lost.any() and missing=='refuse':
         raise ValueError(f'{lost.sum()} of {len(M)} frames have missing values; '
                          "leave them out with missing='drop', or give X.dropna()")

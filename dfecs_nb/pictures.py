@@ -99,8 +99,8 @@ def read_frames(
     "Open a source of pictures"
     if fps is not None and not 0<fps<=1000: raise ValueError(f'fps must be frames a second, above 0; got {fps!r}')
     if max_frames is not None and max_frames<1: raise ValueError(f'max_frames must be at least 1; got {max_frames!r}')
-    if isinstance(source, (int, np.integer)): kw = _open_camera(int(source))
-    elif isinstance(source, (str, os.PathLike)): kw = _open_path(Path(source))
+    if isinstance(source, (int, np.integer)) and not isinstance(source, bool): kw = _open_camera(int(source))
+    elif isinstance(source, (str, os.PathLike)) and str(source): kw = _open_path(Path(source))
     else: kw = _open_memory(source)
     return Frames(**kw | dict(fps=fps or kw.get('fps')), max_frames=max_frames)
 
@@ -157,6 +157,7 @@ def _grab(cap, path, count):
 
 # %% ../nbs/00a_pictures.ipynb #74d8f6b2
 def _open_camera(number):
+    if number<0: raise ValueError(f'a camera has a number from 0 on; got {number}')
     cv2 = _cv2()
     with quiet(): cap = cv2.VideoCapture(number)
     if not cap.isOpened(): raise ValueError(f'camera {number} cannot be opened; is it connected, and free?')

@@ -92,7 +92,7 @@ def measure_expressivity(
     found, silent = [], []
     for name,V in activations.items():
         seconds = len(V)/(V.attrs.get('fps') or 30)
-        if seconds<=4: notes.append(f'{name} lasts {seconds:.2g} s: too short for the longer scales of expressivity')
+        if seconds<=4: notes.append(f'{name} ({len(V)} frames): too short for some or all scales of expressivity')
     for scales in (None, 6):
         try:
             with _noting(silent): found.append(expressivity_table(list(activations.values()), scales=scales))
@@ -110,7 +110,7 @@ def analyze(
     **kw,                      # For `track_videos`
 )->Analysis:                   # Every stage
     "The whole chain: track, standardize, keypoint motion, learn or load units, code"
-    if isinstance(units, (str, Path)) and units!='fit': units, origin = FullFaceModel.load(units), f'from {units}'
+    if isinstance(units, (str, Path)) and units!='fit': units, origin = _loaded(units)
     else: origin = 'given by the user'
     if not alpha>=0: raise ValueError(f'alpha must not be negative; got {alpha!r}')
     a = track_videos(videos, tracker, progress, **kw); a.alpha = alpha
@@ -123,9 +123,14 @@ def analyze(
     a.expressivity = measure_expressivity(a.activations, a.notes)
     return a
 
-# %% ../nbs/13b_pipeline.ipynb #610ab6e9
+# %% ../nbs/13b_pipeline.ipynb #21304ce9
 SAMPLE_UNITS = ('the sample units that come with dfecs_nb. They were learned from SIMULATED faces and show how things '
                 'work; for research, learn units from real recordings (dfecs run --fit, or dfecs fit)')
+
+def _loaded(path):
+    "A saved model, and where it comes from in words"
+    model = FullFaceModel.load(path); data = str(model.source_.get('data') or 'data that the file does not name')
+    return model, f"from {path}, learned from {data.replace('simulated', 'SIMULATED')}"
 
 def _to_motion(a, neutral):
     "Standard face and keypoint motion; a video whose neutral face cannot be found is reported and left out"
@@ -137,9 +142,10 @@ def _to_motion(a, neutral):
 
 def _learn(a, progress):
     "Units from the videos themselves, with the settings published for DISFA"
-    kpm = sample_frames(stack(a.kpm.values()))
+    kpm = sample_frames(stack(a.kpm.values())); kpm.attrs['data'] = f'{len(a.kpm)} video(s): {", ".join(a.kpm)}'
     with _noting(a.notes): a.model = FullFaceModel(n_jobs=2, progress=progress).fit(kpm)
-    a.units_from = f'learned from {len(kpm)} frames of {len(a.kpm)} video(s), with the settings published for DISFA'
+    a.units_from = (f'learned from {len(kpm)} frames of {len(a.kpm)} video(s), with the settings published for '
+                    'DISFA. Variance explained is that of the frames it was learned from; new faces would show less')
 
 # %% ../nbs/13b_pipeline.ipynb #644c7a27
 def write_tables(
@@ -186,6 +192,14 @@ def write_overlays(
         file = 'overlay.mp4' if len(a.keypoints)==1 else f'overlay_{name}.mp4'
         overlay(a.sources[name], table, Path(out)/file, progress=progress)
 
+# %% ../nbs/13b_pipeline.ipynb #a6f327b1
+def _neutral_words(attrs):
+    "Which frames the neutral face was taken from"
+    frames = [f for rows in attrs.get('neutral_frames', {}).values() for f in rows]
+    if not frames: return str(attrs.get('neutral'))
+    which = ', '.join(map(str, frames[:8])) + (f' … ({len(frames)} frames)' if len(frames)>8 else '')
+    return f"{attrs.get('neutral')}: frame {which}"
+
 # %% ../nbs/13b_pipeline.ipynb #8141428a
 def facts(
     a:Analysis,                # From `analyze`
@@ -196,12 +210,13 @@ def facts(
         k,V = as_matrix(a.kpm[name]), a.activations[name].to_numpy(); ok = ~np.isnan(k).any(1)
         explained = a.model.score(k, alpha=a.alpha) if k[ok].any() else np.nan; fps = t.attrs.get('fps') or np.nan
         rows[name] = {'frames': len(t), 'with a face': int(ok.sum()), 'frames a second': round(fps, 2),
+                      'neutral face': _neutral_words(a.kpm[name].attrs),
                       'tracker': f"{t.attrs.get('tracker')} {t.attrs.get('tracker_version', '')}".strip(),
                       'variance explained (frobenius, %)': round(explained, 1),
                       'active units a frame': round(float((V[ok]>0).sum(1).mean()), 1)}
     return pd.DataFrame(rows).T.rename_axis('video')
 
-# %% ../nbs/13b_pipeline.ipynb #21304ce9
+# %% ../nbs/13b_pipeline.ipynb #610ab6e9
 _CAPTIONS = dict(
     intro='Facial Action Units learned from keypoint motion. Activations say how much of each unit is in a frame, '
           'in template units: one eye is 200 wide.',
@@ -212,8 +227,8 @@ _CAPTIONS = dict(
     activations='The strongest units over time. The orange dot and number are the apex.',
     moments='The frame nearest to rest, and the apexes of the strongest units.',
     expressivity='Peaks of the strongest units: how many (frequency), their sum a frame (density), and their height. '
-                 'Every small peak counts here; expressivity.csv has all units, and time scales where a video is long '
-                 'enough.',
+                 'Every peak of the lightly smoothed signal above its mean counts, however small; expressivity.csv has '
+                 'all units, and time scales where a video is long enough.',
     care='A unit is a direction in which keypoints moved together, not a muscle and not an emotion. What was taken as '
          'the neutral face decides every number: a smiling "neutral" turns rest into movement. Trackers differ; '
          'compare only what one tracker has measured. Head turns beyond about 40 degrees and hands on the face disturb '

@@ -44,7 +44,7 @@ def _upright(
 )->np.ndarray:      # Centred, unit size, eyes level; a face of no size becomes NaN
     "Steps 1-3 of Vonikakis & Winkler"
     P = P - P.mean(1, keepdims=True)
-    size = np.sqrt((P**2).sum(2).mean(1)); size[size==0] = np.nan
+    size = np.sqrt((P**2).sum(2).mean(1)); size[size < 1e-12*np.abs(P).max(initial=1)] = np.nan
     d = P[:, 42:48].mean(1) - P[:, 36:42].mean(1); a = np.arctan2(d[:, 1], d[:, 0])
     c,s = np.cos(a)/size, np.sin(a)/size
     return np.stack([P[..., 0]*c[:, None] + P[..., 1]*s[:, None], P[..., 1]*c[:, None] - P[..., 0]*s[:, None]], -1)
@@ -91,8 +91,9 @@ class _PointTransformer(TransformerMixin, BaseEstimator):
         as_matrix(X); self.n_features_in_ = 136
         return self
     def transform(self, X):
+        stage = getattr(X, 'attrs', {}).get('stage')
+        if stage in ('kpm', 'activations'): raise ValueError(f"expected keypoints, found a table of stage '{stage}'")
         M = as_matrix(X); lost = np.isnan(M).any(1); out = np.full_like(M, np.nan)
-        if np.isinf(M).any(): raise ValueError(f'X holds infinite values in {np.isinf(M).any(1).sum()} frames')
         part = lost & ~np.isnan(M).all(1)
         if part.any():
             warnings.warn(f'{part.sum()} frames lack some of their keypoints and are treated as lost', stacklevel=2)

@@ -6,8 +6,8 @@ Docs: https://dfecs-nb.github.io/dfecs_nb/template.html.md"""
 
 # %% auto #0
 __all__ = ['PARTS', 'COLUMNS', 'INDEX', 'FIXED', 'PART_COLORS', 'MIRROR', 'part_columns', 'data_file', 'neutral_face',
-           'plot_face', 'as_matrix', 'as_points', 'mirror', 'like', 'as_table', 'stack', 'atomic', 'save_table',
-           'load_table']
+           'keypoint_mask', 'plot_face', 'as_matrix', 'as_points', 'mirror', 'like', 'as_table', 'stack', 'atomic',
+           'save_table', 'load_table']
 
 # %% ../nbs/00_template.ipynb #49b7cea0
 import contextlib, json, os, tempfile, warnings
@@ -52,6 +52,18 @@ def neutral_face(
     "A neutral face in natural proportions, for drawing"
     return _neutral_face()[:, :3 if depth else 2].copy()
 
+# %% ../nbs/00_template.ipynb #b34dc650
+def keypoint_mask(
+    mask=None,     # Keypoints, numbers from 0 to 67 or 68 times true/false; None names none
+)->np.ndarray:     # `(68,)`, true for the named keypoints
+    "A mask of keypoints as true and false"
+    m = np.ravel([] if mask is None else mask); out = np.zeros(68, bool)
+    if m.dtype==bool and len(m)==68: return m.copy()
+    if m.dtype==bool or isinstance(mask, str) or not set(m.tolist()) <= set(range(68)):
+        raise ValueError(f'a mask must hold keypoints 0 to 67, or 68 times true or false; got {mask!r}')
+    out[m.astype(int)] = True
+    return out
+
 # %% ../nbs/00_template.ipynb #3486bce2
 PART_COLORS = dict(right_eyebrow='#E69F00', left_eyebrow='#D55E00', right_eye='#56B4E9', left_eye='#0072B2',
                    nose='#009E73', lips='#CC79A7', jaw='#666666')
@@ -86,7 +98,7 @@ MIRROR = np.array([*range(16, -1, -1), *range(26, 16, -1), 27, 28, 29, 30, *rang
     45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40, *range(54, 47, -1), 59, 58, 57, 56, 55,
     64, 63, 62, 61, 60, 67, 66, 65])     # keypoint i of a mirrored face is keypoint MIRROR[i] of the face
 
-# %% ../nbs/00_template.ipynb #b34dc650
+# %% ../nbs/00_template.ipynb #b50c51ad
 def as_matrix(
     X,                    # Table, matrix `(n, n_columns)`, one vector, or (for 136 columns) points `(n, 68, 2)`
     n_columns:int=136,    # Expected width
@@ -101,6 +113,7 @@ def as_matrix(
     if M.ndim==1: M = M[None]
     if M.ndim!=2 or M.shape[1]!=n_columns:
         raise ValueError(f'{name} must have {n_columns} columns (a row a frame); found shape {M.shape}')
+    if np.isinf(M).any(): raise ValueError(f'{name} holds infinite values in {np.isinf(M).any(1).sum()} frames')
     return np.ascontiguousarray(M)
 
 # %% ../nbs/00_template.ipynb #9f1f217f
@@ -164,14 +177,20 @@ def as_table(
         found = f'{len(subject)}, {len(video)}, {len(frame)}'
         raise ValueError(f'subject, video and frame need one entry a row ({n}); found {found}')
     idx = pd.MultiIndex.from_arrays([pd.Index(subject, dtype='str'), pd.Index(video, dtype='str'),
-                                     np.asarray(frame, dtype=np.int64)], names=INDEX)
+                                     _whole(frame)], names=INDEX)
     out = pd.DataFrame(M, index=idx, columns=COLUMNS)
     if fps is not None: fps = float(fps)
+    if fps is not None and not 0<fps<np.inf: raise ValueError(f'fps must be frames a second, above 0; got {fps!r}')
     if size is not None: size = [int(s) for s in size]
     out.attrs = dict(fps=fps, tracker=tracker, size=size, stage='keypoints') | attrs
     return out
 
-# %% ../nbs/00_template.ipynb #e1548d67
+# %% ../nbs/00_template.ipynb #cc9b9396
+def _whole(frame):
+    f = np.asarray(frame)
+    if not np.array_equal(f, f.astype(np.int64)): raise ValueError('frame must hold whole numbers')
+    return f.astype(np.int64)
+
 def _names(v, n): return np.asarray([str(s) for s in ([v]*n if np.ndim(v)==0 else v)], dtype=object)
 
 # %% ../nbs/00_template.ipynb #dd694a48
@@ -186,15 +205,22 @@ def stack(
     if len(stages)>1: raise ValueError(f'tables of different stages cannot be stacked: {", ".join(stages)}')
     if len(trackers)>1: warnings.warn(f'tables of different trackers are stacked ({", ".join(trackers)}): '
                                       'their points differ systematically; track all videos with one', stacklevel=2)
-    out = pd.concat(tables)
+    columns = [list(t.columns) for t in tables]
+    if any(set(c)!=set(columns[0]) for c in columns): raise ValueError('tables of different columns cannot be stacked: '
+        f'{", ".join(map(str, columns[0][:3]))} … and {", ".join(map(str, columns[-1][:3]))} …')
+    out = pd.concat(tables)[COLUMNS if set(columns[0])==set(COLUMNS) else columns[0]]
     if out.index.has_duplicates:
         who = ', '.join(f'{k} {v}' for k,v in zip(INDEX, out.index[out.index.duplicated()][0]))
         raise ValueError(f'two rows have the same name ({who}); give the videos different names')
     out.attrs = {k: v if all(a.get(k)==v for a in facts) else None for k,v in facts[0].items()}
-    if len({a.get('fps') for a in facts})>1:
-        names = ['/'.join(map(str, t.index[0][:2])) if len(t) else '' for t in tables]
-        out.attrs['fps_by_video'] = {n: a.get('fps') for n,a in zip(names, facts) if n}
+    if len({a.get('fps') for a in facts})>1 or any('fps_by_video' in a for a in facts):
+        out.attrs['fps_by_video'] = {k: v for t in tables for k,v in _rates(t).items()}
     return out
+
+def _rates(t):
+    "Frame rate of each recording of a table"
+    names = ['/'.join(map(str, w)) for w in t.index.droplevel('frame').unique()]
+    return t.attrs.get('fps_by_video') or dict.fromkeys(names, t.attrs.get('fps'))
 
 # %% ../nbs/00_template.ipynb #1b001e90
 @contextlib.contextmanager
@@ -227,12 +253,19 @@ def save_table(
         raise ValueError(f'a table is saved as .parquet or .csv; got {path.name!r}')
     if list(table.index.names)!=INDEX:
         raise ValueError(f'the index must be (subject, video, frame); found {tuple(table.index.names)}')
-    if path.suffix=='.csv':
-        with atomic(_beside(path)) as tmp: tmp.write_text(json.dumps(table.attrs, indent=1))
-    with atomic(path) as tmp: table.to_csv(tmp) if path.suffix=='.csv' else table.to_parquet(tmp)
+    attrs = json.dumps(table.attrs, indent=1, default=_plain); table = table.copy(deep=False)
+    table.attrs = json.loads(attrs)
+    with atomic(path) as tmp:
+        if path.suffix=='.parquet': table.to_parquet(tmp); return path
+        table.to_csv(tmp)
+        with atomic(_beside(path)) as beside: beside.write_text(attrs)     # nothing is moved before both are written
     return path
 
-# %% ../nbs/00_template.ipynb #b50c51ad
+def _plain(o):
+    "NumPy numbers and arrays, and paths, as JSON knows them"
+    return o.tolist() if hasattr(o, 'tolist') else str(o)
+
+# %% ../nbs/00_template.ipynb #755c7ec2
 def load_table(
     path,                 # A .parquet or .csv file that `save_table` wrote, or a CSV with the same columns
 )->pd.DataFrame:          # Index (subject, video, frame), float64 columns, attrs restored
@@ -244,6 +277,7 @@ def load_table(
     try: t = _read_csv(path) if path.suffix=='.csv' else pd.read_parquet(path)
     except (ValueError, OSError, UnicodeDecodeError) as e:
         raise ValueError(f'{path} cannot be read as a table: {str(e).splitlines()[0]}') from None
+    if set(INDEX) <= set(t.columns): t = _indexed(t, path)
     if list(t.index.names)!=INDEX:
         found = ', '.join(map(str, t.columns[:5]))
         raise ValueError(f'{path} must have the columns subject, video, frame; found {found} …')
@@ -252,9 +286,18 @@ def load_table(
     attrs = t.attrs; t = t.astype(float); t.attrs = attrs
     return t
 
-# %% ../nbs/00_template.ipynb #705f51d8
+def _indexed(t, path):
+    "A table whose index stands in columns"
+    frame = pd.to_numeric(t['frame'], errors='coerce')
+    if not (frame==frame.round()).all(): raise ValueError(f'{path}: frame must hold whole numbers')
+    attrs = t.attrs; t = t.assign(frame=frame.astype(np.int64), subject=t['subject'].astype('str'),
+                                  video=t['video'].astype('str')).set_index(INDEX); t.attrs = attrs
+    return t
+
+# %% ../nbs/00_template.ipynb #6838b30b
 def _read_csv(path):
-    t = pd.read_csv(path, dtype=dict(subject='str', video='str'), engine='pyarrow')     # its floats are exact
-    if set(INDEX) <= set(t.columns): t = t.astype({'frame': np.int64}).set_index(INDEX)
-    if _beside(path).is_file(): t.attrs = json.loads(_beside(path).read_text())
+    from pyarrow import csv, string
+    as_written = csv.ConvertOptions(column_types=dict(subject=string(), video=string()), strings_can_be_null=False)
+    t = csv.read_csv(path, convert_options=as_written).to_pandas()         # floats are exact, names stay names
+    t.attrs = json.loads(_beside(path).read_text()) if _beside(path).is_file() else {}
     return t
