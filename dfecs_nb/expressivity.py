@@ -463,8 +463,6 @@ def asymmetry(
     if stage in ('kpm', 'activations'): raise ValueError(f'asymmetry needs places of keypoints, found stage {stage!r}')
     P = as_points(keypoints)
     if not len(P): raise ValueError('keypoints are empty')
-    i = np.isinf(P).any((1, 2)).argmax()
-    if np.isinf(P[i]).any(): raise ValueError(f'keypoints hold an infinite value in row {i}')
     eyes = np.linalg.norm(P[:, 45]-P[:, 36], axis=1); i = (eyes==0).argmax()
     if eyes[i]==0: raise ValueError(f'the outer eye corners coincide in row {i}; are these movements, not places?')
     centre, turn = fit_mirror(P); u = P[..., 0]+1j*P[..., 1]-centre[:, None]
