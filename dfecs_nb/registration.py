@@ -41,10 +41,11 @@ def _rotation(yaw, pitch, roll, n):
 # %% ../nbs/02_registration.ipynb #dda34d7a
 def _upright(
     P:np.ndarray,   # Keypoints `(n, 68, 2)`
-)->np.ndarray:      # Centred, unit size, eyes level; a face of no size becomes NaN
+)->np.ndarray:      # Centred, unit size, eyes level; points in one place or on one line become NaN
     "Steps 1-3 of Vonikakis & Winkler"
     P = P - P.mean(1, keepdims=True)
-    size = np.sqrt((P**2).sum(2).mean(1)); size[size < 1e-12*np.abs(P).max(initial=1)] = np.nan
+    size = np.sqrt((P**2).sum(2).mean(1)); C = P.transpose(0, 2, 1) @ P/68
+    size[np.linalg.det(C) <= 1e-9*size**4] = np.nan                     # all points in one place, or on one line
     d = P[:, 42:48].mean(1) - P[:, 36:42].mean(1); a = np.arctan2(d[:, 1], d[:, 0])
     c,s = np.cos(a)/size, np.sin(a)/size
     return np.stack([P[..., 0]*c[:, None] + P[..., 1]*s[:, None], P[..., 1]*c[:, None] - P[..., 0]*s[:, None]], -1)
@@ -97,7 +98,8 @@ class _PointTransformer(TransformerMixin, BaseEstimator):
         part = lost & ~np.isnan(M).all(1)
         if part.any():
             warnings.warn(f'{part.sum()} frames lack some of their keypoints and are treated as lost', stacklevel=2)
-        if (~lost).any(): out[~lost] = as_matrix(self._points(as_points(M[~lost])))
+        with np.errstate(invalid='ignore', divide='ignore'):            # faces without extent become NaN, and are told
+            if (~lost).any(): out[~lost] = as_matrix(self._points(as_points(M[~lost])))
         return like(X, out, stage=self._stage)
     def get_feature_names_out(self, input_features=None): return np.array(COLUMNS, dtype=object)
     def __sklearn_is_fitted__(self): return True
