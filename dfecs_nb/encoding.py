@@ -8,6 +8,8 @@ Docs: https://dfecs-nb.github.io/dfecs_nb/encoding.html.md"""
 __all__ = ['VE_KINDS', 'kkt_residual', 'encode', 'variance_explained', 'LassoPath', 'UnitsMixin']
 
 # %% ../nbs/05_encoding.ipynb #af17da18
+import warnings
+
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
@@ -77,7 +79,8 @@ def _code_block(G, C, M, lam, l1=(), best=None, at_l1=None, log=None):
     if len(bad):
         W = V[bad]; descend(G, C[bad], lam[bad], W, 1e-14, 10000)
         better = _violation(G, C[bad], lam[bad], W) < _violation(G, C[bad], lam[bad], V[bad])
-        V[bad[better]] = W[better]
+        V[bad[better]] = W[better]; left = (_violation(G, C[bad], lam[bad], V[bad]) > 1e-9).sum()
+        if left: warnings.warn(f'{left} frames are solved less exactly than 1e-9: units are nearly alike', stacklevel=3)
     return V
 
 def _violation(G, C, lam, V):

@@ -117,7 +117,7 @@ def part(
     data = base64.b64encode(content if isinstance(content, bytes) else png(content)).decode()
     return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
 
-# %% ../nbs/13a_report.ipynb #45aa37ee
+# %% ../nbs/13a_report.ipynb #2cf35977
 def png(
     fig,             # Matplotlib figure; it is closed
     dpi:int=110,     # Resolution
@@ -128,6 +128,7 @@ def png(
     plt.close(fig)
     return out.getvalue()
 
+# %% ../nbs/13a_report.ipynb #45aa37ee
 def write_report(
     path,            # HTML file
     title:str,       # Of the page
