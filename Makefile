@@ -13,10 +13,11 @@ SUM   := $(PYVER)-$(shell cat settings.ini setup.py pyproject.toml constraints.t
 VENV  := .venv/.python-$(PYVER)
 DEMO  := .venv/.demo-$(SUM)
 TEST  := .venv/.test-$(SUM)
+BENCH := .venv/.bench-$(SUM)-$(shell cksum < .ci/bench.txt | cut -d' ' -f1)
 BIN   := .venv/bin
 PIP   := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test readme docs clean clean-env
+.PHONY: help demo test bench readme docs clean clean-env
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -26,6 +27,9 @@ demo: $(DEMO) ## The whole pipeline on a simulated video: demo/report.html
 
 test: $(TEST) ## All notebooks and checks; the last line counts them
 	$(BIN)/python .ci/checks.py
+
+bench: $(BENCH) ## Speed and quality against other libraries (10 minutes); WORD=speed runs one of them
+	$(BIN)/python .ci/bench.py $(WORD)
 
 readme: $(TEST) ## Write README.md and its figures from nbs/index.ipynb
 	$(BIN)/python .ci/readme.py
@@ -58,3 +62,8 @@ $(TEST): | $(VENV)
 	@echo 'Installing into .venv (a few minutes) ...'
 	@extras=dev,offline,dlib; if $(BIN)/python .ci/torch.py; then extras=$$extras,track; fi; $(PIP) 'setuptools>=77' -e ".[$$extras]"
 	@touch $@ $(DEMO)
+
+$(BENCH): $(TEST)
+	@echo 'Installing what the benchmarks compare with ...'
+	@$(PIP) -c .ci/bench.txt -e '.[bench]'
+	@touch $@

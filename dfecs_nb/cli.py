@@ -70,7 +70,8 @@ def _kpm(o): save_table(keypoint_motion(_read(o.table, 'standard'), _neutral(o.n
 # %% ../nbs/14_cli.ipynb #7acfb943
 def _fit(o):
     kpm = sample_frames(stack(_read(t, 'kpm') for t in o.tables), o.frames)
-    model = FullFaceModel(o.variance, o.settings, o.settings, n_jobs=2, progress=o.progress).fit(kpm)
+    setup = None if o.settings=='search' else o.settings
+    model = FullFaceModel(o.variance, setup, setup, n_jobs=2, progress=o.progress).fit(kpm)
     model.save(o.out); ve = f'variance explained {model.variance_:.1f} % (frobenius)'
     _say(f'{o.out}: {len(model.components_)} units from {len(kpm)} frames, {ve}')
 
@@ -144,8 +145,8 @@ _ARGUMENTS = dict(
     weights=(['--weights'], dict(default='default', help='frontalization weights, .npy')),
     units=(['--units'], dict(help='units, .npz (default: the sample units, learned from simulated faces)')),
     fit=(['--fit'], dict(action='store_true', help='learn the units from these videos')),
-    settings=(['--settings'], dict(default='disfa', choices=['disfa', 'bp4d', 'ck+'],
-                                   help='published settings (default: disfa)')),
+    settings=(['--settings'], dict(default='disfa', choices=['disfa', 'bp4d', 'ck+', 'search'],
+                                   help="published settings (default: disfa), or 'search' for settings of your own")),
     variance=(['--variance'], dict(type=float, default=95., help='percent explained hoped for (default: 95)')),
     frames=(['--frames'], dict(type=int, default=10_100, help='frames to learn from (default: 10100)')),
     alpha=(['--alpha'], dict(type=float, default=1., help='penalty of the coding, template units (default: 1)')),

@@ -8,7 +8,8 @@ Docs: https://dfecs-nb.github.io/dfecs_nb/encoding.html.md"""
 __all__ = ['VE_KINDS', 'kkt_residual', 'encode', 'variance_explained', 'LassoPath', 'UnitsMixin']
 
 # %% ../nbs/05_encoding.ipynb #af17da18
-import warnings
+import os, warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -38,70 +39,193 @@ def encode(
     X,                  # Movements: table or array `(n, p)`, p = 136 for a face
     components,         # Units `(k, p)`
     alpha=1.,           # Penalty of Eq. 4, units of `X`, scalar or one for each frame; 0: non-negative least squares
+    n_jobs:int=None,    # Threads; None: one for each processor. The result is the same
 ):                      # Activations `(n, k)`; a table (columns AU1 … AUk) if `X` is one; lost frames are NaN
     "Exact non-negative sparse activations of units in movements (paper Eq. 4)"
-    D,M,lam = _problem(X, components, alpha); k = len(D); G = D@D.T; V = np.full((len(M), k), np.nan)
-    for rows in _blocks(M): V[rows] = _code_block(G, M[rows]@D.T, M[rows], lam[rows])
+    D,M,lam = _problem(X, components, alpha); code = _Coder(D); V = np.empty((len(M), len(D)))
+    def work(rows, table): V[rows] = code(M[rows], lam[rows], table)
+    _blockwise(len(M), work, n_jobs)
     alpha = float(lam[0]*2) if len(lam) and (lam==lam[0]).all() else None
-    return like(X, V, [f'AU{j+1}' for j in range(k)], stage='activations', alpha=alpha)
-
-def _blocks(M):
-    "Positions of the frames with a face, in blocks of at most 8192"
-    ok = np.flatnonzero(~np.isnan(M).any(1))
-    return np.array_split(ok, max(1, -(-len(ok)//8192)))
+    return like(X, V, [f'AU{j+1}' for j in range(len(D))], stage='activations', alpha=alpha)
 
 # %% ../nbs/05_encoding.ipynb #c7cd11ae
 def _problem(X, components, alpha):
     "Checked units, movements and lambdas (1/2 form)"
-    D = as_matrix(components, np.shape(components)[-1], 'components'); M = as_matrix(X, D.shape[1])
-    bad = np.flatnonzero(~np.isfinite(D).all(1))
-    if len(bad): raise ValueError(f'components hold missing or infinite values (units {bad[:5].tolist()})')
+    D = as_matrix(components, np.shape(components)[-1] if np.ndim(components) else 0, 'components')
+    M = as_matrix(X, D.shape[1], finite=False); bad = np.flatnonzero(np.isnan(D).any(1))
+    if len(bad): raise ValueError(f'components hold missing values (units {bad[:5].tolist()})')
     stage = getattr(X, 'attrs', {}).get('stage', 'kpm') if M.shape[1]==136 else 'kpm'
     if stage!='kpm':
         raise ValueError(f"expected keypoint motion, found a table of stage '{stage}': use keypoint_motion first")
-    alpha = np.asarray(alpha, float)
+    try: alpha = np.asarray(alpha, float)
+    except (TypeError, ValueError):
+        raise ValueError(f'alpha must be a number, or one for each frame; got {alpha!r}') from None
     if alpha.ndim>1 or alpha.ndim==1 and len(alpha)!=len(M): raise ValueError(
         f'alpha must be one number, or one for each of the {len(M)} frames; found shape {alpha.shape}')
-    if not (alpha>=0).all(): raise ValueError(f'alpha must not be negative; found {np.min(alpha)}')
-    return D, M, np.broadcast_to(alpha/2, len(M)).astype(float)
+    if not ((alpha>=0) & (alpha<np.inf)).all():
+        raise ValueError(f'alpha must not be negative, missing or infinite; found {alpha.ravel()[:5].tolist()}')
+    return D, M, np.broadcast_to(alpha/2, len(M))
+
+# %% ../nbs/05_encoding.ipynb #13c72b23
+def _blockwise(n, work, n_jobs=None, size=2048):
+    "Results of `work(rows, table)` for the blocks of n frames, in order; every thread has a table of its own"
+    blocks = [slice(i, min(i+size, n)) for i in range(0, n, size)]; jobs = _threads(n_jobs)
+    def share(i):
+        table = {}
+        return [work(rows, table) for rows in blocks[i::jobs]]
+    if jobs==1 or len(blocks)<8: jobs = 1; return share(0)
+    from threadpoolctl import threadpool_limits
+    with threadpool_limits(1, 'blas'), ThreadPoolExecutor(jobs) as pool: shares = list(pool.map(share, range(jobs)))
+    return [shares[i%jobs][i//jobs] for i in range(len(blocks))]
+
+def _threads(n_jobs):
+    "Number of threads to use"
+    if n_jobs is None:
+        most = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+        n_jobs = min(most, int(os.environ.get('OMP_NUM_THREADS') or most))
+    if isinstance(n_jobs, bool) or not isinstance(n_jobs, (int, np.integer)) or n_jobs<1:
+        raise ValueError(f'n_jobs must be a positive whole number, or None; got {n_jobs!r}')
+    return int(n_jobs)
+
+# %% ../nbs/05_encoding.ipynb #696535d4
+class _Coder:
+    "Codes blocks of frames with a set of units `(k, p)`; l1: sums of activations at which paths are read"
+    def __init__(self, D, l1=()):
+        first = np.sort(np.unique(D, axis=0, return_index=True)[1]) if D.size else np.zeros(0, int)
+        self.kept = first[D[first].any(1)]; self.all,self.l1,k = len(D),np.asarray(l1, float),len(self.kept)
+        self.quick = 0 < k <= 64; self.D = np.zeros((-(-k//8)*8 if self.quick else k, D.shape[1]))
+        self.D[:k] = D[self.kept]; self.G,self.columns = self.D@self.D.T,np.ascontiguousarray(self.D.T)
+        self.soft = _at_right_angles(self.G[:k, :k])
+
+    def __call__(self, M, lam, table, path=False):
+        "Activations `(n, k)`, NaN for lost frames; with `path` also the remainders at 0 … k units and at `l1`"
+        from dfecs_nb.kernels import products
+        C,k = np.empty((len(M), len(self.D))),len(self.kept)
+        if self.quick: products(M, self.columns, C)
+        else: np.dot(M, self.columns, out=C)
+        ok = np.ones(len(M), bool) if k and np.isfinite(C.sum()) else _found(C if k else M, M); some = not ok.all()
+        out = self._solve(*((M[ok], C[ok], lam[ok]) if some else (M, C, lam)), table, path)
+        out[0] = out[0][:, :k] if k==self.all else _spread(out[0][:, :k], self.kept, self.all)
+        if some: out = [_insert(a, ok) for a in out]
+        return out if path else out[0]
+
+# %% ../nbs/05_encoding.ipynb #9cb48b33
+def _found(C, M):
+    "Which frames have a face, by their correlations; infinite values are refused"
+    ok = np.isfinite(C).all(1)
+    if np.isinf(M[~ok]).any() or not np.isnan(M[~ok]).any(1).all():
+        raise ValueError('X holds infinite, or far too large, values')
+    return ok
+
+def _at_right_angles(G):
+    "Are the units orthonormal, but for pairs of opposite ones?"
+    angled = np.abs(G-np.eye(len(G))) > 1e-12
+    return len(G)>0 and np.allclose(G[angled], -1, atol=1e-12, rtol=0) and angled.sum(1).max()<=1
+
+def _insert(values, ok):
+    "Rows for all frames, NaN where not ok"
+    out = np.full((len(ok), values.shape[1]), np.nan); out[ok] = values
+    return out
+
+def _spread(V, kept, k):
+    "Columns for all k units, zero for those that were left out"
+    out = np.zeros((len(V), k)); out[:, kept] = V
+    return out
+
+# %% ../nbs/05_encoding.ipynb #00e58bbc
+@patch
+def _solve(self:_Coder, M, C, lam, table, path):
+    "`__call__` for frames with a face, and the units that were kept"
+    from dfecs_nb.kernels import settle, sets_table, soft_paths
+    n,k = C.shape; V,off = np.zeros((n, k)),np.full(n, np.inf); n2 = np.einsum('ij,ij->i', M, M) if path else lam
+    best,at = np.empty((n, k+1 if path else 0)),np.empty((n, len(self.l1) if path else 0))
+    if self.soft:
+        np.maximum(C-lam[:, None], 0, out=V); off[:] = 0
+        if path: soft_paths(C, n2, self.l1, best, at)
+    elif not k: best[:], at[:], off = n2[:, None], n2[:, None], np.zeros(n)          # nothing is explained
+    elif self.quick and not path:
+        if 'sets' not in table: table['sets'] = sets_table(k)
+        settle(self.G, C, lam, V, off, *table['sets'])
+    for follow in (self._with_slopes, self._carefully):
+        bad = np.flatnonzero(~(off<=1e-10))
+        if len(bad): off[bad],V[bad],best[bad],at[bad] = follow(M[bad], C[bad], n2[bad], lam[bad], table, path)
+    if not path: return [V]
+    best = np.minimum.accumulate(best, axis=1)[:, :len(self.kept)+1]
+    return [V, np.pad(best, ((0, 0), (0, self.all-len(self.kept))), 'edge'), at]
+
+@patch
+def _with_slopes(self:_Coder, M, C, n2, lam, table, path):
+    "Follow the paths with remembered slopes: violations, activations, remainders"
+    from dfecs_nb.kernels import homotopy_memo, memory
+    n,k = C.shape; off,V = np.full(n, np.inf),np.zeros((n, k))
+    best,at = np.empty((n, (k+1)*path)),np.empty((n, len(self.l1)*path))
+    if self.quick:
+        if 'slopes' not in table: table['slopes'] = memory(k)
+        homotopy_memo(self.G, C, n2, lam, self.l1[:at.shape[1]], V, best, at, off, *table['slopes'])
+    return off, V, best, at
 
 # %% ../nbs/05_encoding.ipynb #c66f26de
-def _code_block(G, C, M, lam, l1=(), best=None, at_l1=None, log=None):
-    "Activations of a block of frames, every one checked; frames that fail are solved again by coordinate descent"
-    from dfecs_nb.kernels import descend, homotopy
-    n,k = C.shape; V = np.empty((n, k)); n2 = np.einsum('ij,ij->i', M, M)
-    if best is None: best = np.empty((n, k+1))
-    if at_l1 is None: at_l1 = np.empty((n, len(l1)))
-    if log is None: log = np.empty((0, k+1))
-    if not k: best[:], at_l1[:] = n2[:, None], n2[:, None]; return V           # no units: nothing is explained
-    homotopy(G, C, n2, lam, np.asarray(l1, float), V, best, at_l1, log)
-    bad = np.flatnonzero(_violation(G, C, lam, V) > 1e-9)
-    if len(bad):
-        W = V[bad]; descend(G, C[bad], lam[bad], W, 1e-14, 10000)
-        better = _violation(G, C[bad], lam[bad], W) < _violation(G, C[bad], lam[bad], V[bad])
-        V[bad[better]] = W[better]; left = (_violation(G, C[bad], lam[bad], V[bad]) > 1e-9).sum()
-        if left: warnings.warn(f'{left} frames are solved less exactly than 1e-9: units are nearly alike', stacklevel=3)
-    return V
+@patch
+def _carefully(self:_Coder, M, C, n2, lam, table, path):
+    "Violations, activations and remainders, each checked"
+    from dfecs_nb.kernels import homotopy
+    n,k = C.shape; V,best,at = np.empty((n, k)),np.empty((n, k+1)),np.empty((n, len(self.l1)*path))
+    homotopy(self.G, C, n2, lam, self.l1[:at.shape[1]], V, best, at, np.empty((0, k+1)))
+    for i in np.flatnonzero(_violation(self.G, C, lam, V) > 1e-10): V[i] = _exchange(self.D, M[i], lam[i], V[i])
+    off = kkt_residual(M, self.D, V, 2*lam); left = (off > 1e-9).sum()
+    if left: warnings.warn(f'{left} frames are solved less exactly than 1e-9: units are nearly alike', stacklevel=3)
+    return off, V, best[:, :(k+1)*path], at
 
 def _violation(G, C, lam, V):
     "Largest violation of the optimality conditions of each frame, relative to its largest correlation"
     g = C - V@G - lam[:, None]; top = C.max(1)
     return np.where(V>0, np.abs(g), np.maximum(g, 0)).max(1)/np.where(top>0, top, 1)
 
-# %% ../nbs/05_encoding.ipynb #91e5d3f3
+# %% ../nbs/05_encoding.ipynb #01740ff8
+def _exchange(D, y, lam, v):
+    "Activations of one frame, from a start `v`: one unit enters at a time, as many leave as must"
+    S,v,new,barred = np.flatnonzero(v>0).tolist(),v.copy(),False,[]; top = max((D@y).max(), 0)
+    for _ in range(20*len(v)+50):
+        z = _on_set(D[S], y, lam)
+        if z is None or new and z[-1]<=0:                        # the newcomer depends on the others: it waits
+            if not new: S,v = [],0*v; continue
+            barred.append(S.pop()); new = False; continue
+        if (z<=0).any():                                         # go as far as the first unit that becomes zero
+            old = v[S]; low = z<=0; t = (old[low]/(old[low]-z[low])).min(); moved = np.where(z>0, old+t*(z-old), 0)
+            moved[low] = np.maximum(old+t*(z-old), 0)[low]; moved[low & (moved<=1e-14*moved.max())] = 0
+            S = [j for j,x in zip(S, moved) if x>0]; v[:] = 0; v[S] = moved[moved>0]; new = False; continue
+        barred = [] if new else barred; v[:] = 0; v[S] = z
+        g = D@(y-v@D) - lam; g[S+barred] = -np.inf; j = int(g.argmax())
+        if not g[j] > 1e-12*top: break
+        S.append(j); new = True
+    return v
+
+def _on_set(D, y, lam):
+    "Activations if exactly the units `D` are active, from orthogonal factors; None if they depend on each other"
+    from scipy.linalg import solve_triangular
+    if not len(D): return np.zeros(0)
+    if len(D) > D.shape[1]: return None
+    Q,R = np.linalg.qr(D.T)
+    if (np.abs(np.diag(R)) <= 1e-12*np.linalg.norm(D, axis=1)).any(): return None
+    return solve_triangular(R, Q.T@y - lam*solve_triangular(R, np.ones(len(D)), trans=1))
+
+# %% ../nbs/05_encoding.ipynb #da9a8f54
 VE_KINDS = ('frobenius', 'sample_mean', 'norm_ratio')
 
-def _ve(rest, total, kind='frobenius'):
-    "Variance explained, percent, from squared remainders `(n, …)` and squared norms `(n,)`; NaN frames are left out"
-    if kind not in VE_KINDS: raise ValueError(f'kind must be one of {", ".join(VE_KINDS)}; got {kind!r}')
-    ok = np.isfinite(total) & (total>0 if kind=='sample_mean' else True)
-    rest,total = np.maximum(rest[ok], 0),total[ok]
-    if not total.sum()>0: raise ValueError('there is no movement to explain: all frames are lost or at rest')
-    if kind=='frobenius': return 100*(1 - rest.sum(0)/total.sum())
-    if kind=='norm_ratio': return 100*(1 - np.sqrt(rest).sum(0)/np.sqrt(total).sum())
-    return 100*(1 - (rest.T/total).T.mean(0))
+def _left(rest, n2):
+    "What is left of a block of frames, by the three definitions of variance explained `(3, columns)`"
+    ok = np.isfinite(n2); rest = np.maximum(rest[ok], 0); n2 = n2[ok, None]; moving = n2[:, 0]>0
+    return np.array([rest.sum(0), (rest[moving]/n2[moving]).sum(0), np.sqrt(rest).sum(0)])
 
-# %% ../nbs/05_encoding.ipynb #13c72b23
+def _kind(kind):
+    if kind not in VE_KINDS: raise ValueError(f'kind must be one of {", ".join(VE_KINDS)}; got {kind!r}')
+    return VE_KINDS.index(kind)
+
+def _percent(rest, total):
+    if not total[0]>0: raise ValueError('there is no movement to explain: all frames are lost or at rest')
+    return 100*(1 - rest/total)
+
+# %% ../nbs/05_encoding.ipynb #293c3494
 def variance_explained(
     X,                       # Movements `(n, 136)`, table or array
     X_hat,                   # Their reconstruction, same shape
@@ -116,26 +240,39 @@ def variance_explained(
     if mask is not None and M.shape[1]!=136: raise ValueError(f'a mask needs 136 columns; found {M.shape[1]}')
     if mask is not None: keep = ~np.tile(keypoint_mask(mask), 2)
     M,H = M[:, keep],H[:, keep]
-    return float(_ve(((M-H)**2).sum(1), (M**2).sum(1), kind))
+    n2,rest = (M**2).sum(1),((M-H)**2).sum(1)
+    return float(_percent(_left(rest[:, None], n2)[_kind(kind)], _left(n2[:, None], n2)[_kind(kind)])[0])
 
-# %% ../nbs/05_encoding.ipynb #696535d4
+# %% ../nbs/05_encoding.ipynb #af2daee7
 class LassoPath:
     "Solution paths of all frames for all penalties: what k units, or a given sum of activations, can explain"
     def __init__(self,
         X,                # Movements: table or array `(n, p)`
         components,       # Units `(k, p)`
-        l1=(),            # Ascending sums of activations at which to read the path
+        l1=(),            # Sums of activations at which to read the path, units of `X`; kept in ascending order
+        norm2=None,       # Squared norms `(n,)` that VE refers to, if not those of `X` (from which a mean was taken)
+        keep:bool=False,  # Keep each frame's squared remainders and its activations at the end of the path?
+        n_jobs:int=None,  # Threads; None: one for each processor
     ):
-        D,M,lam = _problem(X, components, 0.); l1 = np.sort(np.asarray(l1, float)); G = D@D.T; k,m = len(D),len(l1)
-        self.components,self.l1,self._M = D,l1,M
-        self.norm2 = np.einsum('ij,ij->i', M, M)                                # squared norms `(n,)`
-        self.rest,self.rest_l1,self.V = (np.full((len(M), c), np.nan) for c in (k+1, m, k))
-        for rows in _blocks(M):
-            best,at = np.empty((len(rows), k+1)),np.empty((len(rows), m))
-            self.V[rows] = _code_block(G, M[rows]@D.T, M[rows], lam[rows], l1, best, at)
-            self.rest[rows],self.rest_l1[rows] = np.minimum.accumulate(best, axis=1),at
+        D,M,lam = _problem(X, components, 0.); n = len(M); self.components,self._M = D,M
+        self.l1 = _sums_asked(l1); code = _Coder(D, self.l1)
+        self.norm2 = np.einsum('ij,ij->i', M, M) if norm2 is None else np.asarray(norm2, float)
+        if keep: self.rest,self.rest_l1,self.V = (np.empty((n, c)) for c in (len(D)+1, len(self.l1), len(D)))
+        def work(rows, table):
+            V,*rests = code(M[rows], lam[rows], table, path=True)
+            n2 = self.norm2[rows]
+            if keep: self.V[rows],self.rest[rows],self.rest_l1[rows] = V,*rests
+            return [_left(r, n2) for r in (n2[:, None], *rests)]
+        parts = _blockwise(n, work, n_jobs, 1024) or [work(slice(0), {})]
+        self._total,self._rest,self._rest_l1 = (sum(p[i] for p in parts) for i in range(3))
 
-# %% ../nbs/05_encoding.ipynb #f896437d
+def _sums_asked(l1):
+    l1 = np.sort(np.atleast_1d(np.asarray(l1, float)))
+    if l1.ndim!=1 or not (l1>=0).all(): raise ValueError(
+        f'l1 must be sums of activations, not negative and not missing; found {l1.ravel()[:5].tolist()}')
+    return l1
+
+# %% ../nbs/05_encoding.ipynb #5e45f3a4
 @patch
 def ve(self:LassoPath,
     by:str='count',          # 'count': at most k active units; 'l1': at the sums given as `l1`
@@ -145,21 +282,23 @@ def ve(self:LassoPath,
     if by not in ('count', 'l1'): raise ValueError(f"by must be 'count' or 'l1'; got {by!r}")
     if by=='l1' and not len(self.l1):
         raise ValueError('give the sums of activations when the path is made: LassoPath(X, components, l1=[…])')
-    if by=='l1': return pd.DataFrame(dict(l1=self.l1, ve=_ve(self.rest_l1, self.norm2, kind)))
-    return pd.DataFrame(dict(k=np.arange(self.rest.shape[1]), ve=_ve(self.rest, self.norm2, kind)))
+    rest,at = (self._rest_l1, self.l1) if by=='l1' else (self._rest, np.arange(len(self.components)+1))
+    return pd.DataFrame({'l1' if by=='l1' else 'k': at, 've': _percent(rest[_kind(kind)], self._total[_kind(kind)])})
 
-# %% ../nbs/05_encoding.ipynb #94ea4e15
+# %% ../nbs/05_encoding.ipynb #40f43a3b
 @patch
 def vertices(self:LassoPath,
     i:int,                # Position of the frame
 ):                        # (alphas of Eq. 4 `(m,)` descending, activations `(m, k)`)
     "The vertices of one frame's path"
-    D,y = self.components,self._M[[i]]; k = len(D)
+    from dfecs_nb.kernels import homotopy
+    code,y = _Coder(self.components),self._M[[i]]; D = code.D; k = len(D); C = y@D.T; nothing = np.zeros(0)
     if np.isnan(y).any(): raise ValueError(f'frame {i} is lost: it has no path')
-    log = np.full((20*k+51, k+1), np.nan)
-    _code_block(D@D.T, y@D.T, y, np.zeros(1), log=log); log = log[~np.isnan(log[:, 0])]
-    top = max((y@D.T).max(), 0.)
-    return np.r_[top, log[:, 0]]*2, np.vstack([np.zeros(k), log[:, 1:]])
+    log = np.full((20*k+51, k+1), np.nan); n2 = (y**2).sum(1); top = max(C.max(initial=0.), 0.)
+    V,best,at = np.empty((1, k)),np.empty((1, k+1)),np.empty((1, 0))
+    n = homotopy(code.G, C, n2, np.zeros(1), nothing, V, best, at, log) if k else 0
+    W = _spread(log[:n, 1:len(code.kept)+1], code.kept, code.all)
+    return np.r_[top, log[:n, 0]]*2, np.vstack([np.zeros(code.all), W])
 
 # %% ../nbs/05_encoding.ipynb #9717cb24
 class UnitsMixin(TransformerMixin):
@@ -180,7 +319,8 @@ class UnitsMixin(TransformerMixin):
         check_is_fitted(self, 'components_')
         names = list(self.get_feature_names_out())
         if isinstance(V, pd.DataFrame) and set(V.columns)==set(names): V = V[names]        # found by name, not by place
-        return like(V, as_matrix(V, len(self.components_), 'V')@self.components_, COLUMNS, stage='kpm')
+        columns = COLUMNS if self.components_.shape[1]==136 else [f'x{i}' for i in range(self.components_.shape[1])]
+        return like(V, as_matrix(V, len(self.components_), 'V')@self.components_, columns, stage='kpm')
 
 # %% ../nbs/05_encoding.ipynb #2cd3c276
 @patch
@@ -192,7 +332,7 @@ def score(self:UnitsMixin,
 )->float:                 # Percent
     "Variance of `X` explained by its own coding"
     V = self.transform(X, alpha=alpha)
-    return variance_explained(as_matrix(X), as_matrix(self.inverse_transform(V)), kind)
+    return variance_explained(as_matrix(X, self.components_.shape[1]), self.inverse_transform(V), kind)
 
 @patch
 def get_feature_names_out(self:UnitsMixin,

@@ -16,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.utils.validation import check_is_fitted
 
 from .template import PARTS, as_matrix, as_points, data_file, keypoint_mask, mirror
-from .encoding import VE_KINDS, LassoPath, UnitsMixin, _ve, encode, variance_explained
+from .encoding import VE_KINDS, LassoPath, UnitsMixin, encode, variance_explained
 from .baselines import LABEL, FACSUnits
 
 # %% ../nbs/10_evaluation.ipynb #1d212ea2
@@ -105,9 +105,9 @@ def ve_curve(
 )->pd.DataFrame:             # Columns `k` or `l1`, `kind`, and `ve` in per cent
     "Variance explained by few units, or by small activations (paper Figs. 5 and 7, supplement Fig. 2)"
     C,M,norm2,most = _prepared(units, X, mask); at = _places(by, at, most)
-    path = LassoPath(M, C, l1=at if by=='l1' else ())
-    rest = path.rest[:, at] if by=='count' else path.rest_l1[:, np.searchsorted(path.l1, at)]
-    out = pd.DataFrame({'k' if by=='count' else 'l1': at, 'kind': kind, 've': _ve(rest, norm2, kind)})
+    path = LassoPath(M, C, l1=at if by=='l1' else (), norm2=norm2)
+    ve = path.ve(by, kind).ve.to_numpy()[at if by=='count' else np.searchsorted(path.l1, at)]
+    out = pd.DataFrame({'k' if by=='count' else 'l1': at, 'kind': kind, 've': ve})
     out.attrs = dict(units=most, frames=int(np.isfinite(norm2).sum()), at_rest=int((norm2==0).sum()))
     return out
 

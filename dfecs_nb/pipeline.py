@@ -143,7 +143,7 @@ def _to_motion(a, neutral):
 def _learn(a, progress):
     "Units from the videos themselves, with the settings published for DISFA"
     kpm = sample_frames(stack(a.kpm.values())); kpm.attrs['data'] = f'{len(a.kpm)} video(s): {", ".join(a.kpm)}'
-    with _noting(a.notes): a.model = FullFaceModel(n_jobs=2, progress=progress).fit(kpm)
+    with _noting(a.notes): a.model = FullFaceModel(pfm='disfa', hfm='disfa', n_jobs=2, progress=progress).fit(kpm)
     a.units_from = (f'learned from {len(kpm)} frames of {len(a.kpm)} video(s), with the settings published for '
                     'DISFA. Variance explained is that of the frames it was learned from; new faces would show less')
 

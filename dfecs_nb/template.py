@@ -103,6 +103,7 @@ def as_matrix(
     X,                    # Table, matrix `(n, n_columns)`, one vector, or (for 136 columns) points `(n, 68, 2)`
     n_columns:int=136,    # Expected width
     name:str='X',         # What to call it in an error
+    finite:bool=True,     # Refuse infinite values? False: the caller looks for them
 )->np.ndarray:            # `(n, n_columns)`, float64, C order; the caller's data is never changed
     "Values of a table, matrix or points, checked for width and type"
     if isinstance(X, pd.DataFrame) and n_columns==136: X = _ordered(X, name)
@@ -113,7 +114,8 @@ def as_matrix(
     if M.ndim==1: M = M[None]
     if M.ndim!=2 or M.shape[1]!=n_columns:
         raise ValueError(f'{name} must have {n_columns} columns (a row a frame); found shape {M.shape}')
-    if np.isinf(M).any(): raise ValueError(f'{name} holds infinite values in {np.isinf(M).any(1).sum()} frames')
+    if finite and np.isinf(M).any():
+        raise ValueError(f'{name} holds infinite values in {np.isinf(M).any(1).sum()} frames')
     return np.ascontiguousarray(M)
 
 # %% ../nbs/00_template.ipynb #9f1f217f
