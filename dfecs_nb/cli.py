@@ -88,7 +88,8 @@ def _scales(text):
 def _expressivity(o):
     from dfecs_nb.expressivity import expressivity_table
     if o.aggregate and not o.scales: raise ValueError('--aggregate merges several scales: give --scales as well')
-    table = expressivity_table(_read(o.table, 'activations'), _scales(o.scales), o.aggregate, fps=o.fps)
+    table = expressivity_table(_read(o.table, 'activations'), _scales(o.scales), o.aggregate,
+                               fps=o.fps, method=o.method)
     with atomic(o.out) as tmp: table.to_csv(tmp)
 
 # %% ../nbs/14_cli.ipynb #ee935607
@@ -150,6 +151,8 @@ _ARGUMENTS = dict(
     variance=(['--variance'], dict(type=float, default=95., help='percent explained hoped for (default: 95)')),
     frames=(['--frames'], dict(type=int, default=10_100, help='frames to learn from (default: 10100)')),
     alpha=(['--alpha'], dict(type=float, default=1., help='penalty of the coding, template units (default: 1)')),
+    method=(['--method'], dict(default='bitbox', choices=['bitbox', 'events'],
+                               help='peaks as Bitbox counts them (default), or events that stand out from noise')),
     scales=(['--scales'], dict(help='a number of time scales, or seconds: 0.5,1,2 '
                                                '(default: all peaks of the signal itself)')),
     aggregate=(['--aggregate'], dict(action='store_true', help='merge the peaks of all scales')),
@@ -164,7 +167,7 @@ _COMMANDS = dict(
     kpm=(_kpm, 'standard face to keypoint motion', 'table file neutral by'),
     fit=(_fit, 'keypoint motion to units', 'tables file settings variance frames'),
     encode=(_encode, 'keypoint motion to activations', 'table units file alpha'),
-    expressivity=(_expressivity, 'activations to expressivity', 'table file scales fps aggregate'))
+    expressivity=(_expressivity, 'activations to expressivity', 'table file scales fps aggregate method'))
 
 def make_parser(
 )->argparse.ArgumentParser:

@@ -66,7 +66,7 @@ def _problem(X, components, alpha):
         raise ValueError(f'alpha must not be negative, missing or infinite; found {alpha.ravel()[:5].tolist()}')
     return D, M, np.broadcast_to(alpha/2, len(M))
 
-# %% ../nbs/05_encoding.ipynb #13c72b23
+# %% ../nbs/05_encoding.ipynb #9cb48b33
 def _blockwise(n, work, n_jobs=None, size=2048):
     "Results of `work(rows, table)` for the blocks of n frames, in order; every thread has a table of its own"
     blocks = [slice(i, min(i+size, n)) for i in range(0, n, size)]; jobs = _threads(n_jobs)
@@ -78,6 +78,7 @@ def _blockwise(n, work, n_jobs=None, size=2048):
     with threadpool_limits(1, 'blas'), ThreadPoolExecutor(jobs) as pool: shares = list(pool.map(share, range(jobs)))
     return [shares[i%jobs][i//jobs] for i in range(len(blocks))]
 
+# %% ../nbs/05_encoding.ipynb #2cd3c276
 def _threads(n_jobs):
     "Number of threads to use"
     if n_jobs is None:
@@ -109,7 +110,7 @@ class _Coder:
         if some: out = [_insert(a, ok) for a in out]
         return out if path else out[0]
 
-# %% ../nbs/05_encoding.ipynb #9cb48b33
+# %% ../nbs/05_encoding.ipynb #13c72b23
 def _found(C, M):
     "Which frames have a face, by their correlations; infinite values are refused"
     ok = np.isfinite(C).all(1)
@@ -122,6 +123,7 @@ def _at_right_angles(G):
     angled = np.abs(G-np.eye(len(G))) > 1e-12
     return len(G)>0 and np.allclose(G[angled], -1, atol=1e-12, rtol=0) and angled.sum(1).max()<=1
 
+# %% ../nbs/05_encoding.ipynb #83d65a82
 def _insert(values, ok):
     "Rows for all frames, NaN where not ok"
     out = np.full((len(ok), values.shape[1]), np.nan); out[ok] = values
@@ -153,6 +155,7 @@ def _solve(self:_Coder, M, C, lam, table, path):
     best = np.minimum.accumulate(best, axis=1)[:, :len(self.kept)+1]
     return [V, np.pad(best, ((0, 0), (0, self.all-len(self.kept))), 'edge'), at]
 
+# %% ../nbs/05_encoding.ipynb #86a2d38d
 @patch
 def _with_slopes(self:_Coder, M, C, n2, lam, table, path):
     "Follow the paths with remembered slopes: violations, activations, remainders"
@@ -200,6 +203,7 @@ def _exchange(D, y, lam, v):
         S.append(j); new = True
     return v
 
+# %% ../nbs/05_encoding.ipynb #63e1e767
 def _on_set(D, y, lam):
     "Activations if exactly the units `D` are active, from orthogonal factors; None if they depend on each other"
     from scipy.linalg import solve_triangular
@@ -266,6 +270,7 @@ class LassoPath:
         parts = _blockwise(n, work, n_jobs, 1024) or [work(slice(0), {})]
         self._total,self._rest,self._rest_l1 = (sum(p[i] for p in parts) for i in range(3))
 
+# %% ../nbs/05_encoding.ipynb #5a53303e
 def _sums_asked(l1):
     l1 = np.sort(np.atleast_1d(np.asarray(l1, float)))
     if l1.ndim!=1 or not (l1>=0).all(): raise ValueError(
@@ -322,7 +327,7 @@ class UnitsMixin(TransformerMixin):
         columns = COLUMNS if self.components_.shape[1]==136 else [f'x{i}' for i in range(self.components_.shape[1])]
         return like(V, as_matrix(V, len(self.components_), 'V')@self.components_, columns, stage='kpm')
 
-# %% ../nbs/05_encoding.ipynb #2cd3c276
+# %% ../nbs/05_encoding.ipynb #63eee967
 @patch
 def score(self:UnitsMixin,
     X,                    # Keypoint motion: table or array `(n, 136)`
@@ -334,6 +339,7 @@ def score(self:UnitsMixin,
     V = self.transform(X, alpha=alpha)
     return variance_explained(as_matrix(X, self.components_.shape[1]), self.inverse_transform(V), kind)
 
+# %% ../nbs/05_encoding.ipynb #580c966e
 @patch
 def get_feature_names_out(self:UnitsMixin,
     input_features=None,  # Ignored

@@ -40,6 +40,7 @@ def _parts(pfm, variance, random_state):
     if wrong: raise ValueError(f"pfm maps part names to their PartFaceModel; '{wrong[0]}' does not fit")
     return {p: clone(pfm[p]) for p in sorted(pfm, key=lambda p: list(PARTS).index(p) if p in PARTS else len(PARTS))}
 
+# %% ../nbs/08_ffm.ipynb #61241751
 def _second(hfm, variance, random_state, n_jobs):
     "An unfitted estimator for the second level"
     if hfm is None: return HierarchicalFaceModel(variance=variance, random_state=random_state, n_jobs=n_jobs)
@@ -124,6 +125,7 @@ def _fit_parts(parts, M, n_jobs, progress, known):
             stop.set(); codes = [job.result() for job in jobs]
     return parts, codes, stop.is_set()
 
+# %% ../nbs/08_ffm.ipynb #0daa9786
 def _published(parts, name, M, code):
     "Codes with the published setting of a part, which takes the place of the model, if it explains more"
     if name not in PUBLISHED['disfa']: return code
@@ -200,12 +202,13 @@ def refine_units(
         if np.abs(A-old).max() < tol*np.abs(A).max(): break
     return A
 
+# %% ../nbs/08_ffm.ipynb #6ee15497
 def _shares(U, a, part, shrink):
     "Factors that shorten the share of each part in a unit, one for each part unit"
     shares = np.array([np.linalg.norm(U[:, part==p]@a[part==p]) for p in range(part.max()+1)])
     return np.maximum(1 - shrink*np.linalg.norm(U@a)/np.where(shares>0, shares, np.inf), 0)[part]
 
-# %% ../nbs/08_ffm.ipynb #63882ccd
+# %% ../nbs/08_ffm.ipynb #d055a5b3
 FORMAT = dict(format='dfecs_nb units', format_version=2, template='iBUG-68', vector='x0..x67, y0..y67',
               eye_width=200, sides="subject's")          # a file must agree in all of these
 
@@ -213,6 +216,7 @@ FORMAT = dict(format='dfecs_nb units', format_version=2, template='iBUG-68', vec
 _PART = ('n_components_', 'alpha_', 'variance_', 'reached_', 'n_iter_', 'converged_')
 _HFM = ('n_components_', 'alpha_A_', 'alpha_B_', 'variance_', 'reached_', 'costs_', 'n_iter_', 'n_live_', 'converged_')
 
+# %% ../nbs/08_ffm.ipynb #63882ccd
 @patch
 def save(self:FullFaceModel,
     path,                  # Ends in .npz

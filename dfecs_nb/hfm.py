@@ -108,6 +108,7 @@ def factorize(
     t = _scale(W, H)*(np.sqrt(lB/lA) if lA else 1); H = H*t[:, None]; W = _codes(V, W/t*H.any(1), H, lB)
     return W, H, _objective(V, W, H, lA, lB), n+more, more<max_iter
 
+# %% ../nbs/07_hfm.ipynb #612466fb
 def _codes(V, W, H, l, sweeps=1000):
     "W for fixed H, from a start"
     from dfecs_nb.updates import sweep_codes
@@ -188,6 +189,7 @@ def fit(self:HierarchicalFaceModel,
     _fit(self, V, X, U, known, tell)
     return self
 
+# %% ../nbs/07_hfm.ipynb #c35a4939
 @patch
 def __sklearn_tags__(self:HierarchicalFaceModel):
     tags = super(HierarchicalFaceModel, self).__sklearn_tags__(); tags.input_tags.positive_only = True

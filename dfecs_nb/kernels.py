@@ -162,6 +162,7 @@ def _cholesky(G, S, s, L):
             else: return False
     return True
 
+# %% ../nbs/04a_kernels.ipynb #c5754c10
 @compiled
 def _solve(L, s, x):
     "x becomes the solution of L L' y = x"
@@ -221,6 +222,7 @@ def _count(mask, e, z):
     for j in range(len(z)-1): n += (mask >> np.uint64(j) & np.uint64(1)) and j!=e and z[j] > least
     return n
 
+# %% ../nbs/04a_kernels.ipynb #304f8499
 @compiled
 def _finish(G, c, lam, mask, z, v):
     "Write the activations; returns their relative violation of the optimality conditions"
@@ -310,6 +312,7 @@ def add_rows(types_, z, x, units, rows, first, last):
         return cx.get_dummy_value()
     return types.void(z, x, units, rows, types.int64, types.int64), code
 
+# %% ../nbs/04a_kernels.ipynb #f694572f
 @intrinsic
 def below_zero(types_, z):
     "Which of at most 64 numbers are negative, as bits"
@@ -340,6 +343,7 @@ def _products(types_, X, D, C):
         return cx.get_dummy_value()
     return types.void(X, D, C), code
 
+# %% ../nbs/04a_kernels.ipynb #d0683c67
 @compiled
 def products(
     X,               # Frames `(n, p)`
@@ -353,7 +357,7 @@ def products(
             C[i, j] = 0.
             for q in range(X.shape[1]): C[i, j] += X[i, q]*D[q, j]
 
-# %% ../nbs/04a_kernels.ipynb #c1603b61
+# %% ../nbs/04a_kernels.ipynb #6b287cb2
 def sets_table(
     k:int,             # Number of units, a multiple of 8, at most 64
     megabytes:int=32,  # For the rows at most
@@ -364,26 +368,26 @@ def sets_table(
     return (np.full(2**17, -1, np.int32), np.zeros(2**16, np.uint64), np.zeros(2**16+1, np.int64),
             np.empty((n, k)), np.zeros(n, np.int64), np.zeros(2, np.int64))
 
+# %% ../nbs/04a_kernels.ipynb #c1603b61
 @compiled
 def _sweep_set(G, mask, T, f, none, rows, units, at):
-    "Write a set to the rows from `at` on; returns their number, 0 if its members nearly depend on each other"
+    "Write a set to the rows from `at` on; returns their number, -1 if its members nearly depend on each other"
     s = 0
     for p in range(len(G)):
-        rows[at, p] = -1. + (mask >> np.uint64(p) & np.uint64(1))
-        if rows[at, p]==0.: s += 1; units[at+s] = p; T[p] = G[p]
-    for p in units[at+1:at+s+1]:
-        if T[p, p] <= 1e-4*G[p, p]: return 0
+        if mask >> np.uint64(p) & np.uint64(1): units[at+s] = p; T[p] = G[p]; s += 1
+    for p in units[at:at+s]:
+        if T[p, p] <= 1e-4*G[p, p]: return -1
         d = 1/T[p, p]
         for j in range(len(G)): T[p, j] *= d
-        for i in units[at+1:at+s+1]:
+        for i in units[at:at+s]:
             if i!=p: f[0] = -T[i, p]; add_rows(T[i], f, none, T, p, p+1); T[i, p] = f[0]*d
         T[p, p] = d
-    for a in range(1, s+1):
-        p = units[at+a]; rows[at+a] = T[p]
-        if T[p, p]*G[p, p] > 1e4: return 0
-    return s+1
+    for a in range(at, at+s):
+        p = units[a]; rows[a] = -T[p]; rows[a, p] -= 1.
+        if T[p, p]*G[p, p] > 1e4: return -1
+    return s
 
-# %% ../nbs/04a_kernels.ipynb #b33c789c
+# %% ../nbs/04a_kernels.ipynb #3b4455de
 @compiled
 def _find(table, masks, mask):
     "Number of a set in the table, -1 if it is new; and where it belongs"
@@ -391,16 +395,18 @@ def _find(table, masks, mask):
     while m >= 0 and masks[m]!=mask: at = (at+1) & (len(table)-1); m = np.int64(table[at])
     return m, at
 
+# %% ../nbs/04a_kernels.ipynb #b33c789c
 @compiled
 def _add_set(G, mask, at, T, f, none, table, masks, first, rows, units, used):
     "Work out a new set; returns its number, -1 if its members depend on each other"
     if used[0]==len(masks) or used[1]+len(G)+1 > len(rows):                      # full: start again
         table[:] = -1; used[:] = 0; at = _find(table, masks, mask)[1]
     n = _sweep_set(G, mask, T, f, none, rows, units, used[1]); m = used[0]
-    if n==0: return np.int64(-1)
+    if n < 0: return np.int64(-1)
     table[at] = m; masks[m] = mask; first[m] = used[1]; used[0] += 1; used[1] += n; first[m+1] = used[1]
     return m
 
+# %% ../nbs/04a_kernels.ipynb #6e154486
 @compiled
 def _flip(wrong, left, tries):
     "Which units change sides: all wrong ones while their number falls (or has three tries), else the first"
@@ -421,23 +427,22 @@ def settle(
     table, masks, first, rows, units, used,   # From `sets_table`
 ):
     "Non-negative lasso of consecutive frames, by guessing the active units"
-    n,k = C.shape; T,x,z,f = np.empty((k, k)),np.empty(k),np.empty(k),np.empty(1)
+    n,k = C.shape; T,y,z,f = np.empty((k, k)),np.empty(k),np.empty(k),np.empty(1)
     none = np.zeros(k, np.int64); mask = np.uint64(0)
     for i in range(n):
         c,v,l = C[i],V[i],lam[i]; left,tries = k+1,3; off[i] = np.inf; m = np.int64(-1)
-        for j in range(k): x[j] = c[j]-l
+        for j in range(k): y[j] = l-c[j]
         for _ in range(40):
             m,at = _find(table, masks, mask)
             if m < 0: m = _add_set(G, mask, at, T, f, none, table, masks, first, rows, units, used)
             if m < 0: mask = np.uint64(0); break
-            other = rows[first[m]]
-            for j in range(k): z[j] = x[j]*other[j]
-            add_rows(z, x, units, rows, first[m]+1, first[m+1]); wrong = below_zero(z)
+            for j in range(k): z[j] = y[j]
+            add_rows(z, y, units, rows, first[m], first[m+1]); wrong = below_zero(z)
             if wrong==0: off[i] = 0.; break
             wrong,left,tries = _flip(wrong, left, tries); mask ^= wrong
         if m < 0: continue
-        other = rows[first[m]]
-        for j in range(k): v[j] = z[j]*(1.+other[j])
+        for j in range(k): v[j] = 0.*y[j]+0.                                     # NaN stays NaN
+        for j in units[first[m]:first[m+1]]: v[j] = z[j]
 
 # %% ../nbs/04a_kernels.ipynb #a9c39745
 @compiled

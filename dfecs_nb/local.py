@@ -25,10 +25,11 @@ from .encoding import UnitsMixin, encode, variance_explained
 from .pfm import training_frames
 from .ffm import FORMAT
 
-# %% ../nbs/08a_local.ipynb #f9b3b153
+# %% ../nbs/08a_local.ipynb #54573de5
 _PART = np.empty(136, np.int64)                        # the part of each column
 for _i,_p in enumerate(PARTS): _PART[part_columns(_p)] = _i
 
+# %% ../nbs/08a_local.ipynb #f9b3b153
 @compiled
 def _renew(
     D, A, B,         # Units `(k, p)`, overwritten; codes times codes `(k, k)`, codes times frames `(k, p)`
@@ -289,6 +290,7 @@ def _agreement(C, samples, signed):
     few,many = sorted([samples[0], samples[1] if samples[1:] else C], key=len)
     return cos(first, second), cos(few, _counterparts(few, many, signed)).mean()
 
+# %% ../nbs/08a_local.ipynb #4bfc383d
 def _tidy(full, cosines, same, least, kind, n_groups, between):
     "The table of `stability`"
     names = [str(n) for n in full.get_feature_names_out()]; kept = same<0

@@ -379,6 +379,7 @@ def fit(self:_Cells, k, alpha):
                               objective=float(cost[-1]), rounds=len(cost), converged=len(cost) < m.max_iter))
     return self.fits[cell]
 
+# %% ../nbs/06_pfm.ipynb #355e7966
 @patch
 def history(self:_Cells):
     "What was tried, in order"

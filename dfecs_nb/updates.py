@@ -50,6 +50,7 @@ def _find(G, mask, P, keys):
     if keys[at]!=mask: keys[at] = mask if _pivot(G, mask, P[at]) else -2
     return at if keys[at]==mask else -1
 
+# %% ../nbs/04b_updates.ipynb #594e8725
 @compiled
 def _faults(b, P, at, tol, w):
     "Fill w; returns the units that break a condition, as bits"
