@@ -51,7 +51,9 @@ def encode(
 # %% ../nbs/05_encoding.ipynb #c7cd11ae
 def _problem(X, components, alpha):
     "Checked units, movements and lambdas (1/2 form)"
-    D = as_matrix(components, np.shape(components)[-1] if np.ndim(components) else 0, 'components')
+    if np.ndim(components)!=2:
+        raise ValueError(f'components must be a matrix (k, p), a unit a row; found shape {np.shape(components)}')
+    D = as_matrix(components, np.shape(components)[1], 'components')
     M = as_matrix(X, D.shape[1], finite=False); bad = np.flatnonzero(np.isnan(D).any(1))
     if len(bad): raise ValueError(f'components hold missing values (units {bad[:5].tolist()})')
     stage = getattr(X, 'attrs', {}).get('stage', 'kpm') if M.shape[1]==136 else 'kpm'
@@ -96,7 +98,8 @@ class _Coder:
         self.kept = first[D[first].any(1)]; self.all,self.l1,k = len(D),np.asarray(l1, float),len(self.kept)
         self.quick = 0 < k <= 64; self.D = np.zeros((-(-k//8)*8 if self.quick else k, D.shape[1]))
         self.D[:k] = D[self.kept]; self.G,self.columns = self.D@self.D.T,np.ascontiguousarray(self.D.T)
-        self.soft = _at_right_angles(self.G[:k, :k])
+        norms = np.diag(self.G)[:k]; self.soft = _at_right_angles(self.G[:k, :k])
+        self.guess = self.quick and norms.max() <= 1e6*norms.min()      # very unequal units: along the path, checked
 
     def __call__(self, M, lam, table, path=False):
         "Activations `(n, k)`, NaN for lost frames; with `path` also the remainders at 0 … k units and at `l1`"
@@ -104,7 +107,8 @@ class _Coder:
         C,k = np.empty((len(M), len(self.D))),len(self.kept)
         if self.quick: products(M, self.columns, C)
         else: np.dot(M, self.columns, out=C)
-        ok = np.ones(len(M), bool) if k and np.isfinite(C.sum()) else _found(C if k else M, M); some = not ok.all()
+        with np.errstate(invalid='ignore', over='ignore'): clean = k and np.isfinite(C.sum())
+        ok = np.ones(len(M), bool) if clean else _found(C if k else M, M); some = not ok.all()
         out = self._solve(*((M[ok], C[ok], lam[ok]) if some else (M, C, lam)), table, path)
         out[0] = out[0][:, :k] if k==self.all else _spread(out[0][:, :k], self.kept, self.all)
         if some: out = [_insert(a, ok) for a in out]
@@ -112,10 +116,9 @@ class _Coder:
 
 # %% ../nbs/05_encoding.ipynb #13c72b23
 def _found(C, M):
-    "Which frames have a face, by their correlations; infinite values are refused"
-    ok = np.isfinite(C).all(1)
-    if np.isinf(M[~ok]).any() or not np.isnan(M[~ok]).any(1).all():
-        raise ValueError('X holds infinite, or far too large, values')
+    "Which frames have a face, by their correlations"
+    ok = np.isfinite(C).all(1); large = np.isfinite(M[~ok]).all(1).sum()
+    if large: raise ValueError(f'X holds values that are too large to compute with in {large} frames')
     return ok
 
 def _at_right_angles(G):
@@ -145,7 +148,7 @@ def _solve(self:_Coder, M, C, lam, table, path):
         np.maximum(C-lam[:, None], 0, out=V); off[:] = 0
         if path: soft_paths(C, n2, self.l1, best, at)
     elif not k: best[:], at[:], off = n2[:, None], n2[:, None], np.zeros(n)          # nothing is explained
-    elif self.quick and not path:
+    elif self.guess and not path:
         if 'sets' not in table: table['sets'] = sets_table(k)
         settle(self.G, C, lam, V, off, *table['sets'])
     for follow in (self._with_slopes, self._carefully):
@@ -261,6 +264,8 @@ class LassoPath:
         D,M,lam = _problem(X, components, 0.); n = len(M); self.components,self._M = D,M
         self.l1 = _sums_asked(l1); code = _Coder(D, self.l1)
         self.norm2 = np.einsum('ij,ij->i', M, M) if norm2 is None else np.asarray(norm2, float)
+        if self.norm2.shape!=(n,):
+            raise ValueError(f'norm2 must be {n} numbers, one for each frame; found shape {self.norm2.shape}')
         if keep: self.rest,self.rest_l1,self.V = (np.empty((n, c)) for c in (len(D)+1, len(self.l1), len(D)))
         def work(rows, table):
             V,*rests = code(M[rows], lam[rows], table, path=True)
@@ -272,7 +277,8 @@ class LassoPath:
 
 # %% ../nbs/05_encoding.ipynb #5a53303e
 def _sums_asked(l1):
-    l1 = np.sort(np.atleast_1d(np.asarray(l1, float)))
+    try: l1 = np.sort(np.atleast_1d(np.asarray(l1, float)))
+    except (TypeError, ValueError): raise ValueError(f'l1 must be sums of activations; got {l1!r}') from None
     if l1.ndim!=1 or not (l1>=0).all(): raise ValueError(
         f'l1 must be sums of activations, not negative and not missing; found {l1.ravel()[:5].tolist()}')
     return l1
@@ -297,8 +303,10 @@ def vertices(self:LassoPath,
 ):                        # (alphas of Eq. 4 `(m,)` descending, activations `(m, k)`)
     "The vertices of one frame's path"
     from dfecs_nb.kernels import homotopy
+    if isinstance(i, bool) or not isinstance(i, (int, np.integer)) or not -len(self._M) <= i < len(self._M):
+        raise ValueError(f'i must be the position of one of the {len(self._M)} frames; got {i!r}')
     code,y = _Coder(self.components),self._M[[i]]; D = code.D; k = len(D); C = y@D.T; nothing = np.zeros(0)
-    if np.isnan(y).any(): raise ValueError(f'frame {i} is lost: it has no path')
+    if not np.isfinite(y).all(): raise ValueError(f'frame {i} is lost: it has no path')
     log = np.full((20*k+51, k+1), np.nan); n2 = (y**2).sum(1); top = max(C.max(initial=0.), 0.)
     V,best,at = np.empty((1, k)),np.empty((1, k+1)),np.empty((1, 0))
     n = homotopy(code.G, C, n2, np.zeros(1), nothing, V, best, at, log) if k else 0

@@ -8,7 +8,7 @@ Docs: https://dfecs-nb.github.io/dfecs_nb/ffm.html.md"""
 __all__ = ['PUBLISHED_HFM', 'FORMAT', 'FullFaceModel', 'refine_units', 'sample_units', 'learn_sample_units']
 
 # %% ../nbs/08_ffm.ipynb #965294b1
-import hashlib, json, threading, warnings
+import json, threading, warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -77,6 +77,7 @@ class FullFaceModel(UnitsMixin, BaseEstimator):
         self.parts_,self.U_ = parts,np.vstack([m.components_ for m in parts.values()]).T
         hfm = 'disfa' if stopped and self.hfm is None else self.hfm
         hfm = _second(hfm, self.variance, self.random_state, self.n_jobs)
+        if not self.U_.shape[1]: raise ValueError('there is no movement to learn from: all frames are at rest')
         self.hfm_ = _fit_second(hfm, np.hstack(codes), M, self.U_, self.progress, known)
         self.interrupted_ = stopped or self.hfm_.interrupted_
         _finish(self, M, X)
@@ -91,19 +92,15 @@ class FullFaceModel(UnitsMixin, BaseEstimator):
         if _plain(self.parts_): plain_input(X, self)
         return super().transform(X, alpha)
 
-# %% ../nbs/08_ffm.ipynb #e64a6386
+# %% ../nbs/08_ffm.ipynb #f3bb2052
 def _prepared(self, X, known):
     "Checked settings: unfitted parts, and the frames to learn from"
     _number('variance', self.variance, 100); _whole('n_jobs', self.n_jobs)
     parts = _parts(self.pfm, self.variance, self.random_state); _second(self.hfm, self.variance, self.random_state, 1)
     M = training_frames(X, self.missing, plain_input(X).shape[1] if _plain(parts) else 136)
-    if known is not None and known.attrs.get('frames', _fingerprint(M))!=_fingerprint(M):
-        raise ValueError('known is the history of other frames: a search goes on with the frames that it began with')
     return parts, M
 
 def _plain(parts): return not any(isinstance(m.part, str) for m in parts.values())     # other points than the 68
-
-def _fingerprint(M): return hashlib.sha256(np.ascontiguousarray(M)).hexdigest()[:16]
 
 # %% ../nbs/08_ffm.ipynb #885bfba3
 def _fit_parts(parts, M, n_jobs, progress, known):
@@ -136,7 +133,7 @@ def _published(parts, name, M, code):
     parts[name] = m
     return other
 
-# %% ../nbs/08_ffm.ipynb #aaf36a29
+# %% ../nbs/08_ffm.ipynb #e64a6386
 def _fit_second(hfm, codes, M, U, progress, known):
     "The fitted second level; its variance is that of the movements"
     from tqdm.auto import tqdm
@@ -144,7 +141,13 @@ def _fit_second(hfm, codes, M, U, progress, known):
         def tell(part, q, alphas, variance):
             bar.set_postfix_str(f'{q} components, penalties {alphas[0]:g} and {alphas[1]:g} explain {variance:.1f} %')
             bar.update()
-        return hfm.fit(codes, X=M, U=U, known=known, tell=tell)
+        try: return hfm.fit(codes, X=M, U=U, known=known, tell=tell)
+        except KeyboardInterrupt:                            # before anything was tried
+            if None not in (hfm.n_components, hfm.alpha_A, hfm.alpha_B): raise
+            warnings.warn('the search was interrupted before its first setting; the published one is taken', stacklevel=3)
+            quick = _second('disfa', 95., hfm.random_state, 1).fit(codes, X=M, U=U)
+            quick.interrupted_ = True
+            return quick
 
 # %% ../nbs/08_ffm.ipynb #bec3fa16
 def _finish(self, M, X):
@@ -156,7 +159,7 @@ def _finish(self, M, X):
         self.variance_ = variance_explained(M, encode(M, (self.U_@A).T, 0.)@(self.U_@A).T)
     energy = (encode(M, (self.U_@A).T, 1.)**2).sum(0)
     self.A_ = A[:, np.argsort(-energy, kind='stable')]; self.components_ = (self.U_@self.A_).T
-    self.n_features_in_,self.history_ = M.shape[1],_history(self, M)
+    self.n_features_in_,self.history_ = M.shape[1],_history(self)
     attrs = X.attrs if isinstance(X, pd.DataFrame) else {}
     self.source_ = dict(n_frames=len(M), tracker=attrs.get('tracker'), data=attrs.get('data'))
     told = None in (self.hfm_.n_components, self.hfm_.alpha_A, self.hfm_.alpha_B) and not self.refine    # by its search
@@ -165,7 +168,7 @@ def _finish(self, M, X):
         'use more units or smaller penalties', stacklevel=3)
 
 # %% ../nbs/08_ffm.ipynb #7414da5f
-def _history(self, M):
+def _history(self):
     "What was tried for the parts and for the whole model; `chosen` marks what was kept"
     def chosen(t, m, alphas):
         match = np.logical_and.reduce([t[a]==getattr(m, a+'_') for a in alphas])
@@ -175,8 +178,7 @@ def _history(self, M):
     h = self.hfm_; rows.append(h.history_.assign(level='full', chosen=chosen(h.history_, h, ['alpha_A', 'alpha_B'])))
     t = pd.concat(rows, ignore_index=True)
     first = ['level', 'part', 'n_components', 'alpha', 'alpha_A', 'alpha_B', 'variance', 'chosen']
-    t = t.reindex(columns=first + [c for c in t.columns if c not in first]); t.attrs['frames'] = _fingerprint(M)
-    return t
+    return t.reindex(columns=first + [c for c in t.columns if c not in first])
 
 # %% ../nbs/08_ffm.ipynb #ec610eea
 def refine_units(
@@ -216,7 +218,7 @@ FORMAT = dict(format='dfecs_nb units', format_version=2, template='iBUG-68', vec
 _PART = ('n_components_', 'alpha_', 'variance_', 'reached_', 'n_iter_', 'converged_')
 _HFM = ('n_components_', 'alpha_A_', 'alpha_B_', 'variance_', 'reached_', 'costs_', 'n_iter_', 'n_live_', 'converged_')
 
-# %% ../nbs/08_ffm.ipynb #63882ccd
+# %% ../nbs/08_ffm.ipynb #f66e872c
 @patch
 def save(self:FullFaceModel,
     path,                  # Ends in .npz
@@ -231,9 +233,8 @@ def save(self:FullFaceModel,
     parts = {p: m.get_params() | known(m, _PART) | dict(n_units=len(m.components_)) for p,m in self.parts_.items()}
     meta = FORMAT | dict(
         software=__version__, variance_asked=self.variance, variance=self.variance_, refine=self.refine, parts=parts,
-        hfm=self.hfm_.get_params(), fitted=known(self.hfm_, _HFM), source=self.source_,
-        frames=self.history_.attrs.get('frames'), history=json.loads(self.history_.to_json(orient='records')))
-    plain = lambda o: o.tolist() if hasattr(o, 'tolist') else list(o) if isinstance(o, range) else str(o)
+        hfm=self.hfm_.get_params(), fitted=known(self.hfm_, _HFM), source=self.source_, history=self.history_.to_dict(orient='records'))
+    plain = lambda o: o.tolist() if hasattr(o, 'tolist') else list(o) if isinstance(o, range) else None    # a generator
     text = json.dumps(meta, default=plain)
     arrays = dict(U=self.U_, A=self.A_, A_hfm=self.hfm_.A_, components=self.components_, meta=np.array(text))
     with atomic(path) as tmp, open(tmp, 'wb') as f: np.savez_compressed(f, **arrays)
@@ -277,7 +278,7 @@ def load(cls:FullFaceModel,
         raise ValueError(f'{path} is damaged: its settings cannot be read ({type(e).__name__}: {e})') from None
     return self
 
-# %% ../nbs/08_ffm.ipynb #f66e872c
+# %% ../nbs/08_ffm.ipynb #aaf36a29
 def _restore(self, meta, A):
     "Settings and fitted attributes from the JSON text of a model file"
     self.variance,self.refine,self.parts_ = meta['variance_asked'],meta['refine'],_load_parts(meta['parts'], self.U_)
@@ -285,7 +286,6 @@ def _restore(self, meta, A):
     for k in _HFM: setattr(self.hfm_, k, np.array(meta['fitted'][k]) if k=='costs_' else meta['fitted'][k])
     self.pfm,self.hfm = {p: clone(m) for p,m in self.parts_.items()},clone(self.hfm_)
     self.history_,self.source_ = pd.DataFrame(meta['history']),meta['source']
-    self.history_.attrs['frames'] = meta['frames']
     self.interrupted_ = False
     self.variance_,self.n_features_in_ = meta['variance'],136
 

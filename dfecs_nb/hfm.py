@@ -21,7 +21,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from .template import as_matrix, like
 from .encoding import encode
-from .pfm import _list, _number, _rows, _seed, _whole, largest_reaching, plain_input, run_search
+from .pfm import _list, _mark, _number, _rows, _seed, _whole, largest_reaching, plain_input, run_search
 
 # %% ../nbs/07_hfm.ipynb #39558c96
 def penalties(
@@ -231,6 +231,8 @@ def _check_shapes(self, M, X, U):
     if q and not self.n_init and q > min(M.shape):
         raise ValueError(f'n_init must be at least 1 for more components ({q}) than part units ({M.shape[1]})')
     if (X is None)!=(U is None): raise ValueError('give X and U together, or neither')
+    if X is not None and not (np.isfinite(X).all() and np.isfinite(U).all()):
+        raise ValueError('X and U must be finite: leave lost frames out of V and X alike')
     if X is not None and (X.shape[0]!=len(M) or U.shape!=(X.shape[1], M.shape[1])):
         raise ValueError(f'V {M.shape}, X {X.shape} and U {U.shape} do not fit: X needs a row for each row of V, '
                          f'and U must be {(X.shape[1], M.shape[1])}')
@@ -278,7 +280,10 @@ class _Settings:
         qs = [m.n_components] if m.n_components else _list('q_range', m.q_range, _whole, range(1, V.shape[1]+1))
         qs = sorted({int(q) for q in qs}); self.qs = [q for q in qs if q <= len(V)] or qs[:1]
         self.seed = _seed(m.random_state)
-        self.old = {(int(r['n_components']), _product(r['alpha_A'], r['alpha_B'])): r for r in _rows(known, 'all')}
+        of = [a for a in (V, X, U) if a is not None]
+        self.mark = _mark(*of, m.penalty, m.n_init, m.max_iter, m.tol, self.seed)
+        self.old = {(int(r['n_components']), _product(r['alpha_A'], r['alpha_B'])): r
+                    for r in _rows(known, 'all', self.mark)}
 
 # %% ../nbs/07_hfm.ipynb #e9edbde8
 @patch
@@ -324,7 +329,7 @@ def fit(self:_Settings, q, product):
         self.known[cell] = _variance(self.V, W, H, self.X, self.U)
         self.rows.append(dict(part='all', n_components=q, alpha_A=pair[0], alpha_B=pair[1], penalty=m.penalty,
                               variance=self.known[cell], objective=float(cost), rounds=rounds, converged=converged,
-                              n_live=int(live.sum())))
+                              n_live=int(live.sum()), data=self.mark))
     return self.fits[cell]
 
 # %% ../nbs/07_hfm.ipynb #b48bc1a8
@@ -343,5 +348,5 @@ def _variance(V, W, H, X, U):
 @patch
 def history(self:_Settings):
     "What was tried, in order"
-    names = 'part n_components alpha_A alpha_B penalty variance objective rounds converged n_live'
+    names = 'part n_components alpha_A alpha_B penalty variance objective rounds converged n_live data'
     return pd.DataFrame(self.rows, columns=names.split())

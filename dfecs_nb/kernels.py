@@ -218,7 +218,7 @@ def _read(l1, q, t, total, lam, new, R, out):
 @compiled
 def _count(mask, e, z):
     "Number of active units at a vertex; e is the unit that changes sides, -1 at the end of the path"
-    n = 0; least = 1e-11*z[-1] if e < 0 else -1.
+    n = 0; least = 1e-11*z[-1]                    # less is rounding
     for j in range(len(z)-1): n += (mask >> np.uint64(j) & np.uint64(1)) and j!=e and z[j] > least
     return n
 
@@ -371,21 +371,22 @@ def sets_table(
 # %% ../nbs/04a_kernels.ipynb #c1603b61
 @compiled
 def _sweep_set(G, mask, T, f, none, rows, units, at):
-    "Write a set to the rows from `at` on; returns their number, -1 if its members nearly depend on each other"
+    "Write a set to the rows from `at` on; returns their number, 0 if its members nearly depend on each other"
     s = 0
     for p in range(len(G)):
-        if mask >> np.uint64(p) & np.uint64(1): units[at+s] = p; T[p] = G[p]; s += 1
-    for p in units[at:at+s]:
-        if T[p, p] <= 1e-4*G[p, p]: return -1
+        rows[at, p] = -1. + (mask >> np.uint64(p) & np.uint64(1))
+        if rows[at, p]==0.: s += 1; units[at+s] = p; T[p] = G[p]
+    for p in units[at+1:at+s+1]:
+        if T[p, p] <= 1e-4*G[p, p]: return 0
         d = 1/T[p, p]
         for j in range(len(G)): T[p, j] *= d
-        for i in units[at:at+s]:
+        for i in units[at+1:at+s+1]:
             if i!=p: f[0] = -T[i, p]; add_rows(T[i], f, none, T, p, p+1); T[i, p] = f[0]*d
         T[p, p] = d
-    for a in range(at, at+s):
-        p = units[a]; rows[a] = -T[p]; rows[a, p] -= 1.
-        if T[p, p]*G[p, p] > 1e4: return -1
-    return s
+    for a in range(1, s+1):
+        p = units[at+a]; rows[at+a] = T[p]
+        if T[p, p]*G[p, p] > 1e4: return 0
+    return s+1
 
 # %% ../nbs/04a_kernels.ipynb #3b4455de
 @compiled
@@ -402,7 +403,7 @@ def _add_set(G, mask, at, T, f, none, table, masks, first, rows, units, used):
     if used[0]==len(masks) or used[1]+len(G)+1 > len(rows):                      # full: start again
         table[:] = -1; used[:] = 0; at = _find(table, masks, mask)[1]
     n = _sweep_set(G, mask, T, f, none, rows, units, used[1]); m = used[0]
-    if n < 0: return np.int64(-1)
+    if n==0: return np.int64(-1)
     table[at] = m; masks[m] = mask; first[m] = used[1]; used[0] += 1; used[1] += n; first[m+1] = used[1]
     return m
 
@@ -427,22 +428,23 @@ def settle(
     table, masks, first, rows, units, used,   # From `sets_table`
 ):
     "Non-negative lasso of consecutive frames, by guessing the active units"
-    n,k = C.shape; T,y,z,f = np.empty((k, k)),np.empty(k),np.empty(k),np.empty(1)
+    n,k = C.shape; T,x,z,f = np.empty((k, k)),np.empty(k),np.empty(k),np.empty(1)
     none = np.zeros(k, np.int64); mask = np.uint64(0)
     for i in range(n):
         c,v,l = C[i],V[i],lam[i]; left,tries = k+1,3; off[i] = np.inf; m = np.int64(-1)
-        for j in range(k): y[j] = l-c[j]
+        for j in range(k): x[j] = c[j]-l
         for _ in range(40):
             m,at = _find(table, masks, mask)
             if m < 0: m = _add_set(G, mask, at, T, f, none, table, masks, first, rows, units, used)
             if m < 0: mask = np.uint64(0); break
-            for j in range(k): z[j] = y[j]
-            add_rows(z, y, units, rows, first[m], first[m+1]); wrong = below_zero(z)
+            other = rows[first[m]]
+            for j in range(k): z[j] = x[j]*other[j]
+            add_rows(z, x, units, rows, first[m]+1, first[m+1]); wrong = below_zero(z)
             if wrong==0: off[i] = 0.; break
             wrong,left,tries = _flip(wrong, left, tries); mask ^= wrong
         if m < 0: continue
-        for j in range(k): v[j] = 0.*y[j]+0.                                     # NaN stays NaN
-        for j in units[first[m]:first[m+1]]: v[j] = z[j]
+        other = rows[first[m]]
+        for j in range(k): v[j] = z[j]*(1.+other[j])
 
 # %% ../nbs/04a_kernels.ipynb #a9c39745
 @compiled

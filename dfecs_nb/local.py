@@ -22,7 +22,7 @@ from . import __version__
 from .template import PARTS, as_matrix, atomic, mirror as mirrored, part_columns
 from .kernels import compiled, descend
 from .encoding import UnitsMixin, encode, variance_explained
-from .pfm import training_frames
+from .pfm import _number, _whole, training_frames
 from .ffm import FORMAT
 
 # %% ../nbs/08a_local.ipynb #54573de5
@@ -172,9 +172,12 @@ def _check(self, M):
     for name,least in (('n_components', 1), ('extra', 0), ('max_iter', 1)):
         v = getattr(self, name)
         if not whole(v, least): raise ValueError(f'{name} must be a whole number of at least {least}; got {v!r}')
-    for name,least,most in (('shrink', 0, 1), ('penalty', 0, np.inf), ('anneal', 1, np.inf), ('alike', 0, 1)):
+    for name,least,most in (('shrink', 0, 1), ('penalty', 0, np.inf), ('anneal', 1, np.inf), ('alike', 0, 1),
+                            ('tol', 0, np.inf)):
         v = getattr(self, name)
-        if not least<=v<=most or v==np.inf: raise ValueError(f'{name} must be from {least} to {most}; got {v!r}')
+        number = isinstance(v, (int, float, np.number)) and not isinstance(v, bool)
+        if not number or not least<=v<=most or v==np.inf:
+            raise ValueError(f'{name} must be from {least} to {most}; got {v!r}')
     if self.form not in ('relative', 'group'):
         raise ValueError(f"form must be 'relative' or 'group'; got {self.form!r}")
     if np.isinf(M).any(): raise ValueError(f'X holds infinite values in {np.isinf(M).any(1).sum()} frames')
@@ -268,7 +271,9 @@ def stability(
 )->pd.DataFrame:             # A row a unit: stability (mean cosine), sd, found (share of the splits), repeats; see text
     "How well each unit comes back when the model is learned from other people"
     if kind not in ('half', 'bootstrap'): raise ValueError(f"kind must be 'half' or 'bootstrap'; got {kind!r}")
-    if not n_splits>=1: raise ValueError(f'n_splits must be at least 1; got {n_splits!r}')
+    _whole('n_splits', n_splits); _number('least', least, 1); _number('alike', alike, 1)
+    if not (hasattr(model, 'fit') and hasattr(model, 'get_params')): raise ValueError(f'model must be an estimator; '
+                                                                             f'got {model!r}')
     g,names = _groups(X, groups, len(X)); rng = np.random.default_rng(random_state)
     rows_of = lambda r: X.iloc[r] if isinstance(X, pd.DataFrame) else np.asarray(X)[r]
     full = model if hasattr(model, 'components_') else clone(model).fit(X); C,same = _length_one(full, alike)

@@ -9,7 +9,7 @@ __all__ = ['PUBLISHED', 'principal_directions', 'learn_dictionary', 'training_fr
            'run_search', 'PartFaceModel', 'plain_input']
 
 # %% ../nbs/06_pfm.ipynb #3e0eddca
-import warnings
+import hashlib, warnings
 from functools import partial
 from numbers import Integral, Real
 
@@ -21,7 +21,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from .template import as_matrix, like, part_columns
-from .encoding import UnitsMixin, variance_explained
+from .encoding import UnitsMixin, encode, variance_explained
 
 # %% ../nbs/06_pfm.ipynb #a1193146
 def principal_directions(
@@ -66,10 +66,10 @@ def _space(X, k):
 
 def _code(D, V, alpha, XT, C, memo):
     "Codes for fixed units, in place of those of the round before"
-    from dfecs_nb.updates import correlate, descend, recode
+    from dfecs_nb.updates import correlate, recode
     correlate(D, XT, C)
     if memo: recode(D@D.T, C, float(alpha), V, *memo)       # keeps a matrix for every set of units
-    else: descend(D@D.T, C, np.full(len(C), float(alpha)), V)
+    else: V[:] = encode(XT.T, D, 2*alpha, n_jobs=1)
 
 def _restart(X, D, V, unused, rng):
     "Unused units become a random frame (with a little noise, at most of length 1) and are free again"
@@ -349,7 +349,9 @@ class _Cells:
         self.model,self.M,self.tell,self.rows,self.fits,self.known = model,M,tell,[],{},{}
         self.name = model.part if isinstance(model.part, str) else 'columns'
         self.seed,self.start,self.total = _seed(model.random_state),None,(M**2).sum()
-        self.old = {(int(r['n_components']), round(float(r['alpha']), 9)): r for r in _rows(known, self.name)}
+        self.mark = _mark(M, model.max_iter, model.tol, self.seed)
+        self.old = {(int(r['n_components']), round(float(r['alpha']), 9)): r
+                    for r in _rows(known, self.name, self.mark, must=True)}
 
 # %% ../nbs/06_pfm.ipynb #8f004f31
 @patch
@@ -376,20 +378,33 @@ def fit(self:_Cells, k, alpha):
     if cell not in self.known:
         self.known[cell] = 100*float(1 - ((self.M-V@D)**2).sum()/self.total)
         self.rows.append(dict(part=self.name, n_components=k, alpha=alpha, variance=self.known[cell],
-                              objective=float(cost[-1]), rounds=len(cost), converged=len(cost) < m.max_iter))
+                              objective=float(cost[-1]), rounds=len(cost), converged=len(cost) < m.max_iter,
+                              data=self.mark))
     return self.fits[cell]
 
-# %% ../nbs/06_pfm.ipynb #355e7966
+# %% ../nbs/06_pfm.ipynb #3bbb153e
 @patch
 def history(self:_Cells):
     "What was tried, in order"
-    names = ['part', 'n_components', 'alpha', 'variance', 'objective', 'rounds', 'converged']
+    names = ['part', 'n_components', 'alpha', 'variance', 'objective', 'rounds', 'converged', 'data']
     return pd.DataFrame(self.rows, columns=names)
 
-def _rows(known, name):
-    "Finished cells of one model in an earlier `history_`"
+def _mark(*things):
+    "Fingerprint of data and settings"
+    h = hashlib.sha256()
+    for t in things: h.update(np.ascontiguousarray(t).tobytes() if isinstance(t, np.ndarray) else repr(t).encode())
+    return h.hexdigest()[:12]
+
+def _rows(known, name, mark, must=False):
+    "Finished cells of one model in an earlier `history_`, made from the same data with the same settings"
     if known is None: return []
-    return [r for r in known.to_dict('records') if r.get('part', name)==name and np.isfinite(r['variance'])]
+    if not isinstance(known, pd.DataFrame) or not {'part', 'variance', 'data'} <= set(known):
+        raise ValueError(f'known must be the `history_` of an earlier search; got {type(known).__name__}')
+    rows = [r for r in known.to_dict('records') if r['part']==name and np.isfinite(r['variance'])]
+    fit = [r for r in rows if r['data']==mark]
+    if must and rows and not fit: raise ValueError(f'known, the history of {name}, is that of other frames, or made '
+                                                   'with other settings: a search goes on with what it began with')
+    return [{k: v for k,v in r.items() if k not in ('level', 'chosen')} for r in fit]
 
 # %% ../nbs/06_pfm.ipynb #b27239da
 PUBLISHED = {                                    # data set -> part -> (k_f, alpha), DFECS supplement, Table 1

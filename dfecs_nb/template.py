@@ -107,9 +107,11 @@ def as_matrix(
 )->np.ndarray:            # `(n, n_columns)`, float64, C order; the caller's data is never changed
     "Values of a table, matrix or points, checked for width and type"
     if isinstance(X, pd.DataFrame) and n_columns==136: X = _ordered(X, name)
-    try: M = np.asarray(X, dtype=float)
+    if hasattr(X, 'toarray'): raise ValueError(f'{name} is a sparse matrix: give a dense one, {name}.toarray()')
+    try: M = np.asarray(X); M = M if M.dtype.kind=='c' else np.asarray(M, dtype=float)
     except (TypeError, ValueError):
         raise ValueError(f'{name} must hold numbers only; found {_kind(X)}') from None
+    if M.dtype.kind=='c': raise ValueError(f'{name} must hold real numbers; found complex ones')
     if M.ndim==3 and M.shape[1:]==(68, 2) and n_columns==136: M = M.transpose(0, 2, 1).reshape(-1, 136)
     if M.ndim==1: M = M[None]
     if M.ndim!=2 or M.shape[1]!=n_columns:
