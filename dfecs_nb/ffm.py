@@ -144,7 +144,8 @@ def _fit_second(hfm, codes, M, U, progress, known):
         try: return hfm.fit(codes, X=M, U=U, known=known, tell=tell)
         except KeyboardInterrupt:                            # before anything was tried
             if None not in (hfm.n_components, hfm.alpha_A, hfm.alpha_B): raise
-            warnings.warn('the search was interrupted before its first setting; the published one is taken', stacklevel=3)
+            warnings.warn('the search was interrupted before its first setting; the published one is taken',
+                          stacklevel=3)
             quick = _second('disfa', 95., hfm.random_state, 1).fit(codes, X=M, U=U)
             quick.interrupted_ = True
             return quick
@@ -162,7 +163,7 @@ def _finish(self, M, X):
     self.n_features_in_,self.history_ = M.shape[1],_history(self)
     attrs = X.attrs if isinstance(X, pd.DataFrame) else {}
     self.source_ = dict(n_frames=len(M), tracker=attrs.get('tracker'), data=attrs.get('data'))
-    told = None in (self.hfm_.n_components, self.hfm_.alpha_A, self.hfm_.alpha_B) and not self.refine    # by its search
+    h = self.hfm_; told = None in (h.n_components, h.alpha_A, h.alpha_B) and not self.refine        # by its search
     if self.variance_ < self.variance and not told: warnings.warn(
         f'the model explains {self.variance_:.1f} % of the movement, less than the {self.variance:g} % asked for: '
         'use more units or smaller penalties', stacklevel=3)
@@ -233,7 +234,8 @@ def save(self:FullFaceModel,
     parts = {p: m.get_params() | known(m, _PART) | dict(n_units=len(m.components_)) for p,m in self.parts_.items()}
     meta = FORMAT | dict(
         software=__version__, variance_asked=self.variance, variance=self.variance_, refine=self.refine, parts=parts,
-        hfm=self.hfm_.get_params(), fitted=known(self.hfm_, _HFM), source=self.source_, history=self.history_.to_dict(orient='records'))
+        hfm=self.hfm_.get_params(), fitted=known(self.hfm_, _HFM), source=self.source_,
+        history=self.history_.to_dict(orient='records'))
     plain = lambda o: o.tolist() if hasattr(o, 'tolist') else list(o) if isinstance(o, range) else None    # a generator
     text = json.dumps(meta, default=plain)
     arrays = dict(U=self.U_, A=self.A_, A_hfm=self.hfm_.A_, components=self.components_, meta=np.array(text))
