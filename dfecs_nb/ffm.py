@@ -20,8 +20,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from . import __version__
 from .template import PARTS, atomic, data_file
-from .encoding import UnitsMixin, encode, variance_explained
-from .pfm import PUBLISHED, PartFaceModel, _number, _whole, plain_input, training_frames
+from .encoding import UnitsMixin, encode, plain_input, variance_explained
+from .pfm import PUBLISHED, PartFaceModel, _number, _whole, training_frames
 from .hfm import HierarchicalFaceModel
 
 # %% ../nbs/08_ffm.ipynb #0856ab1f
@@ -72,7 +72,7 @@ class FullFaceModel(UnitsMixin, BaseEstimator):
         known=None,           # `history_` of an earlier search of the same frames; its cells are not fitted again
     ):                        # The fitted model
         "Learn the Action Units"
-        parts,M = _prepared(self, X, known)
+        parts,M = _prepared(self, X)
         parts,codes,stopped = _fit_parts(parts, M, self.n_jobs, self.progress, known)
         self.parts_,self.U_ = parts,np.vstack([m.components_ for m in parts.values()]).T
         hfm = 'disfa' if stopped and self.hfm is None else self.hfm
@@ -83,17 +83,8 @@ class FullFaceModel(UnitsMixin, BaseEstimator):
         _finish(self, M, X)
         return self
 
-    def transform(self,
-        X,                    # Keypoint motion: table or array `(n, 136)`
-        alpha=1.,             # Penalty of Eq. 4, template units; scalar or one for each frame
-    ):                        # Activations `(n, n_units)`, the paper's V transposed; a table if `X` is one
-        "Exact non-negative activations (paper Eq. 4)"
-        check_is_fitted(self, 'components_')
-        if _plain(self.parts_): plain_input(X, self)
-        return super().transform(X, alpha)
-
 # %% ../nbs/08_ffm.ipynb #f3bb2052
-def _prepared(self, X, known):
+def _prepared(self, X):
     "Checked settings: unfitted parts, and the frames to learn from"
     _number('variance', self.variance, 100); _whole('n_jobs', self.n_jobs)
     parts = _parts(self.pfm, self.variance, self.random_state); _second(self.hfm, self.variance, self.random_state, 1)
@@ -300,15 +291,6 @@ def _load_parts(settings, U):
         m = parts[p] = PartFaceModel(**s); m.components_,m.n_features_in_ = U[:, at:at+n].T,136; at += n
         for k,v in fitted.items(): setattr(m, k, v)
     return parts
-
-# %% ../nbs/08_ffm.ipynb #86bb29f9
-@patch
-def __sklearn_tags__(self:FullFaceModel):
-    tags = super(FullFaceModel, self).__sklearn_tags__(); tags.input_tags.allow_nan = self.missing=='drop'
-    return tags
-
-@patch
-def _more_tags(self:FullFaceModel): return dict(allow_nan=self.missing=='drop')          # scikit-learn 1.5
 
 # %% ../nbs/08_ffm.ipynb #1424ac0a
 def sample_units(

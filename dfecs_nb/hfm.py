@@ -20,8 +20,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from .template import as_matrix, like
-from .encoding import encode
-from .pfm import _list, _mark, _number, _rows, _seed, _whole, largest_reaching, plain_input, run_search
+from .encoding import encode, plain_input
+from .pfm import _list, _mark, _number, _rows, _seed, _whole, largest_reaching, run_search
 
 # %% ../nbs/07_hfm.ipynb #39558c96
 def penalties(

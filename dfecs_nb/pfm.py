@@ -6,7 +6,7 @@ Docs: https://dfecs-nb.github.io/dfecs_nb/pfm.html.md"""
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'principal_directions', 'learn_dictionary', 'training_frames', 'largest_reaching', 'first_reaching',
-           'run_search', 'PartFaceModel', 'plain_input']
+           'run_search', 'PartFaceModel']
 
 # %% ../nbs/06_pfm.ipynb #3e0eddca
 import hashlib, warnings
@@ -21,7 +21,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from .template import as_matrix, like, part_columns
-from .encoding import UnitsMixin, encode, variance_explained
+from .encoding import UnitsMixin, encode, plain_input, variance_explained
 
 # %% ../nbs/06_pfm.ipynb #a1193146
 def principal_directions(
@@ -192,7 +192,6 @@ class PartFaceModel(UnitsMixin, BaseEstimator):
     ):                            # Codes `(n, k)`, the paper's V_f transposed; a table if `X` is one
         "Exact codes of the part"
         check_is_fitted(self, 'components_')
-        if not isinstance(self.part, str): plain_input(X, self)
         return super().transform(X, alpha=2*self.alpha_ if alpha is None else alpha)
 
 # %% ../nbs/06_pfm.ipynb #c4e4b22f
@@ -207,15 +206,6 @@ def fit(self:PartFaceModel,
     self.fit_transform(X, known=known, tell=tell)
     return self
 
-# %% ../nbs/06_pfm.ipynb #e49107d0
-@patch
-def __sklearn_tags__(self:PartFaceModel):
-    tags = super(PartFaceModel, self).__sklearn_tags__(); tags.input_tags.allow_nan = self.missing=='drop'
-    return tags
-
-@patch
-def _more_tags(self:PartFaceModel): return dict(allow_nan=self.missing=='drop')          # scikit-learn 1.5
-
 # %% ../nbs/06_pfm.ipynb #25179f78
 @patch
 def score(self:PartFaceModel,
@@ -228,26 +218,6 @@ def score(self:PartFaceModel,
     check_is_fitted(self, 'components_'); X = X if isinstance(self.part, str) else plain_input(X, self)
     M = _frames(X, self.n_features_in_); at = _columns(self.part, M)[0]
     return variance_explained(M[:, at], (self.transform(M, alpha)@self.components_)[:, at], kind)
-
-# %% ../nbs/06_pfm.ipynb #99d8a28c
-def plain_input(
-    X,                        # Table or array
-    model=None,               # Fitted model that expects `n_features_in_` columns; None: any number
-    name:str='X',             # What to call it in an error
-)->np.ndarray:                # `(n, width)`
-    "Input of any width, checked"
-    if hasattr(X, 'toarray'): raise TypeError(f'sparse input is not supported: give a dense array, {name}.toarray()')
-    M = np.asarray(X)
-    if M.dtype.kind=='c': raise ValueError(f'Complex data not supported; {name} must hold real numbers')
-    if M.ndim!=2: raise ValueError(
-        f'Expected 2D array, got {M.ndim}D array instead. Reshape your data: {name} needs a row a frame')
-    if not M.shape[1]: raise ValueError(
-        f'{name} has no columns: 0 feature(s) (shape={M.shape}) while a minimum of 1 is required.')
-    if model is not None and M.shape[1]!=model.n_features_in_:
-        raise ValueError(f'{name} must have {model.n_features_in_} columns: X has {M.shape[1]} features, but '
-                         f'{type(model).__name__} is expecting {model.n_features_in_} features as input')
-    try: return M.astype(float)
-    except ValueError: raise ValueError(f'{name} must hold numbers only; found {M.dtype}') from None
 
 # %% ../nbs/06_pfm.ipynb #97e2835b
 def _whole(name, value, least=1):
