@@ -387,4 +387,4 @@ def __sklearn_tags__(self:UnitsMixin):
 @patch
 def _more_tags(self:UnitsMixin): return dict(allow_nan=_drops(self))                     # scikit-learn 1.5
 
-def _drops(model): return getattr(model, 'missing', None)=='drop'                         # lost frames are welcome in `fit`
+def _drops(model): return getattr(model, 'missing', None)=='drop'      # are lost frames welcome in `fit`?
