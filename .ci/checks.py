@@ -2,7 +2,7 @@
 
 One line an item, two items at a time, what went wrong below it; the last line counts. Nothing of the repository is
 changed: checks that would write do so in a temporary copy."""
-import difflib, json, os, re, shlex, shutil, signal, subprocess, sys, tempfile, time, tomllib, zipfile
+import ast, difflib, json, os, re, shlex, shutil, signal, subprocess, sys, tempfile, time, tomllib, zipfile
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from configparser import ConfigParser
 from contextlib import contextmanager
@@ -74,13 +74,22 @@ def notebooks():
     code = re.compile(r'"cell_type":\s*"code"')
     return sorted((p for p in books if code.search((ROOT/p).read_text(encoding='utf-8'))), reverse=True)
 
+def browser():
+    "A Chromium or Chrome for the notebook that tests the panels, None if there is none"
+    names = 'chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable', 'chrome'
+    return os.environ.get('CHROME_BIN') or next(filter(None, map(shutil.which, names)), None)
+
 def cells(book):
-    "Run the cells of one notebook as nbdev-test does"
+    "Run the cells of one notebook as nbdev-test does; those flagged `ui` if there is a browser"
     from nbdev.config import get_config
     from nbdev.test import nb_test_cells
-    flags = get_config(ROOT).tst_flags.split()
-    if not nb_test_cells(ROOT/book, skip_flags=flags): raise Skipped('all its cells are flagged ' + ', '.join(flags))
-    out = tool('nbdev-test', book, '--n-workers', 0)
+    flags, named = get_config(ROOT).tst_flags.split(), []
+    if not nb_test_cells(ROOT/book, skip_flags=flags):
+        if not nb_test_cells(ROOT/book, skip_flags=flags, force_flags=['ui']):
+            raise Skipped('all its cells are flagged ' + ', '.join(flags))
+        if not browser(): raise Skipped('no Chromium or Chrome was found')
+        named = ['--flags', 'ui']
+    out = tool('nbdev-test', book, '--n-workers', 0, *named)
     if 'Success.' not in out: raise Failed(f'nbdev-test did not run this notebook: {out}')
 
 def clean():
@@ -144,6 +153,40 @@ def lengths():
             listed = line.startswith('__all__ = [') or listed and line.startswith(' '*11)
             if len(line) > 120 and not listed: wrong.append(f'{p.relative_to(ROOT)}:{i}: {len(line)} characters')
     if wrong: raise Failed('\n'.join([*wrong, 'A line has at most 120.']))
+
+def documented():
+    "Public functions and classes have a docstring, a comment for each parameter, and an example or check right after"
+    count, bare, alone = 0, [], []
+    for book in sorted((ROOT/'nbs').glob('[0-9]*.ipynb')):
+        code = [''.join(c['source']) for c in json.loads(book.read_text(encoding='utf-8'))['cells']
+                if c['cell_type'] == 'code']
+        exported = [bool(re.search(r'(?m)^#\|\s*export', c)) for c in code]
+        for i, cell in enumerate(code):
+            near = '\n'.join([c for c, out in zip(code[i+1:], exported[i+1:]) if not out][:3])
+            for d in (public(cell) if exported[i] else []):
+                count, name = count + 1, f'{book.name}: {d.name}'
+                if not ast.get_docstring(d) or undocumented(d, cell): bare.append(name)
+                if not re.search(rf'\b{d.name}\b', near): alone.append(name)
+    share = 100*(1 - len(alone)/count)
+    if bare: raise Failed('\n'.join(['no docstring, or a parameter without a comment:', *bare]))
+    if share < 95: raise Failed('\n'.join([f'only {share:.0f} % have an example or a check near; not so', *alone]))
+    return f'{count} public names, {share:.0f} % with an example or a check in the three cells after it'
+
+def public(cell):
+    "The functions and classes that an exported cell defines for everybody"
+    found = [d for d in ast.parse(cell).body if isinstance(d, (ast.FunctionDef, ast.ClassDef))]
+    owners = [getattr(d.args.args[0].annotation, 'id', '') if isinstance(d, ast.FunctionDef) and d.args.args else ''
+              for d in found]                                  # of methods that are patched in
+    return [d for d, owner in zip(found, owners) if not (d.name.startswith('_') or owner.startswith('_'))]
+
+def undocumented(d, cell):
+    "Does a parameter of the function, or of the class's `__init__`, lack its comment?"
+    if isinstance(d, ast.ClassDef):
+        made = [f for f in d.body if isinstance(f, ast.FunctionDef) and f.name == '__init__']
+        return any(undocumented(f, cell) for f in made)
+    a, lines = d.args, cell.splitlines()
+    args = [*a.posonlyargs, *a.args, *a.kwonlyargs, *filter(None, [a.vararg, a.kwarg])]
+    return any('#' not in lines[p.end_lineno - 1] for p in args if p.arg not in ('self', 'cls'))
 
 def settings():
     conf = ConfigParser(delimiters=['='], interpolation=None)
@@ -253,7 +296,7 @@ def main():
              *((f'notebook {b.with_suffix("").relative_to("nbs")}', cells, b) for b in notebooks()),
              ('package', package), ('library is in sync with the notebooks', sync), ('notebooks are clean', clean),
              ('README.md and its figures', readme), ('ruff check', lint), ('line lengths', lengths),
-             ('names and versions', names)]
+             ('names and versions', names), ('public names are documented', documented)]
     alone, items = ([i for i in group if not words or any(w in i[0] for w in words)] for group in (alone, items))
     before, start, outcomes = listing(), time.perf_counter(), []
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

@@ -25,8 +25,8 @@ from .pipeline import ERRORS, analyze, one_line, track_videos, write_results
 def _say(text): print(text, flush=True)
 
 def _neutral(text):
-    "auto, first, a frame number, or a table of neutral faces"
-    if text in ('auto', 'first'): return text
+    "A rule of `find_neutral`, a frame number, or a table of neutral faces"
+    if text in ('auto', 'first', 'lowest_activity', 'ckplus', 'disfa'): return text
     return int(text) if text.lstrip('-').isdigit() else load_table(text)
 
 def _close(a):
@@ -40,7 +40,8 @@ def _counted(table): return f'{len(table)} frames, {int(table.notna().all(axis=1
 # %% ../nbs/14_cli.ipynb #876dd9b4
 def _run(o):
     if o.fit and o.units: raise ValueError('give either --units or --fit, not both')
-    a = analyze(o.videos, 'fit' if o.fit else o.units, _neutral(o.neutral), o.alpha, o.tracker, o.progress, fps=o.fps)
+    a = analyze(o.videos, 'fit' if o.fit else o.units, _neutral(o.neutral), o.alpha, o.tracker, o.progress,
+                o.whose, fps=o.fps)
     if a.activations:
         page = write_results(a, o.out, pixels=not o.no_video, progress=o.progress)
         for name,t in a.keypoints.items(): _say(f'{name}: {_counted(t)}')
@@ -92,6 +93,74 @@ def _expressivity(o):
                                fps=o.fps, method=o.method)
     with atomic(o.out) as tmp: table.to_csv(tmp)
 
+# %% ../nbs/14_cli.ipynb #98c88578
+def _load_units(path):
+    "A saved full face model or local model"
+    from dfecs_nb.local import LocalModel
+    try: return FullFaceModel.load(path)
+    except ValueError as e:
+        try: return LocalModel.load(path)
+        except ValueError: raise e from None
+
+# %% ../nbs/14_cli.ipynb #3dc95495
+def _points(text):
+    "Keypoints to leave out: the name of a mask, or numbers such as 0-16,60,64"
+    from dfecs_nb.evaluation import MASKS
+    if text is None or text in MASKS: return text and MASKS[text]
+    ends = [t.split('-') for t in text.split(',')]
+    if not all(len(e)<3 and all(n.isdigit() for n in e) for e in ends):
+        raise ValueError(f"--mask takes {', '.join(MASKS)}, or keypoints such as 0-16,60,64; got {text!r}")
+    back = ['-'.join(e) for e in ends if int(e[0])>int(e[-1])]
+    if back: raise ValueError(f'--mask: the range {back[0]} runs backwards; write the smaller keypoint first')
+    return sorted({p for e in ends for p in range(int(e[0]), int(e[-1])+1)})
+
+def _by_name(paths, load):
+    "{name of the file: what is in it}"
+    from dfecs_nb.pipeline import _name
+    out = {}
+    for p in paths: out[_name(p, out)] = load(p)
+    return out
+
+# %% ../nbs/14_cli.ipynb #41ccf4ef
+def _with_faces(path):
+    "A table of keypoint motion with at least one face"
+    table = _read(path, 'kpm')
+    if table.isna().to_numpy().all(): raise ValueError(f'{path} holds no frame with a face: nothing to evaluate')
+    return table
+
+def _folder(path):
+    "A folder that is there or can be made"
+    found = next(p for p in (Path(path), *Path(path).absolute().parents) if p.exists())
+    if not found.is_dir(): raise ValueError(f'--out takes a folder, and {found} is a file: choose another name')
+    return Path(path)
+
+# %% ../nbs/14_cli.ipynb #8fd87e04
+def _evaluate(o):
+    from dfecs_nb.baselines import FACSUnits
+    from dfecs_nb.evaluation import _named, unit_report, ve_curves
+    out,mask = _folder(o.out),_points(o.mask)
+    models,tests,reports = _by_name(o.models, _load_units),_by_name(o.data, _with_faces),{}
+    for m,t in [(m, t) for m in models for t in tests]:
+        with _named(m, t): reports[m, t] = unit_report(models[m], tests[t], o.alpha, mask)
+    if o.facs: models['FACS (geometric)'] = FACSUnits().fit()
+    table = ve_curves(models, tests, mask=mask, progress=o.progress)
+    for name,text in _evaluation_files(table, reports, o.kind).items():
+        with atomic(out/name) as tmp: tmp.write_bytes(text)
+    for (t,m),c in table[(table.by=='count') & (table['kind']==o.kind)].groupby(['test', 'model'], sort=False):
+        best = c.set_index('at').ve; ks = [k for k in (1, 2, 5, 10) if k<best.index[-1]] + [best.index[-1]]
+        _say(f'{t}, {m}: ' + ', '.join(f'{best[k]:.1f} % with {k:g}' for k in ks) + f' units ({o.kind})')
+    _say(f'written to {out}: curves.csv, curves.png, curves_l1.png, units.csv')
+
+# %% ../nbs/14_cli.ipynb #c8e41e83
+def _evaluation_files(table, reports, kind):
+    "{file: contents}"
+    from dfecs_nb.evaluation import plot_tests
+    from dfecs_nb.report import png
+    units = pd.concat(reports, names=['model', 'test'])
+    files = {'curves.csv': table.to_csv(index=False).encode(), 'units.csv': units.to_csv().encode()}
+    for by,name in (('count', 'curves.png'), ('l1', 'curves_l1.png')): files[name] = png(plot_tests(table, by, kind))
+    return files
+
 # %% ../nbs/14_cli.ipynb #ee935607
 _GROUPS = {'brows, up and down': (range(17, 27), 1), 'mouth corners, sideways': ((48, 54), 0),
            'mouth corners, up and down': ((48, 54), 1), 'lower lip, up and down': ((56, 57, 58, 65, 66, 67), 1),
@@ -129,7 +198,7 @@ def _demo(o):
     _say(f"report: {write_results(a, out, 'Demonstration', extra=extra, progress=o.progress)}")
     return _close(a)
 
-# %% ../nbs/14_cli.ipynb #41ccf4ef
+# %% ../nbs/14_cli.ipynb #ebb04ebf
 _ARGUMENTS = dict(
     videos=(['videos'], dict(nargs='+', help='videos, pictures, or folders of pictures')),
     video=(['video'], dict(help='a video, a picture, or a folder of pictures')),
@@ -140,9 +209,12 @@ _ARGUMENTS = dict(
     tracker=(['--tracker'], dict(default='auto', help='auto, face-alignment, mediapipe or dlib')),
     fps=(['--fps'], dict(type=float, help='frames a second, if the file is wrong or silent about it')),
     subject=(['--subject'], dict(help='name of the person (default: the name of the file)')),
-    neutral=(['--neutral'], dict(default='auto', help='auto, first, a frame number, or a table: one row a person, '
-                                                 'on the standard face (default: auto)')),
-    by=(['--by'], dict(default='subject', choices=['subject', 'video'], help='one neutral face for each of these')),
+    whose=(['--subject'], dict(dest='whose', help="whose video it is: 'folder' for the name of its folder, a pattern "
+                               "with a group such as '(p[0-9]+)_', or one name for all (default: each its own)")),
+    neutral=(['--neutral'], dict(default='auto', help='auto, first, lowest_activity, ckplus, disfa, a frame number, '
+                                                 'or a table: one row a person, on the standard face (default: auto)')),
+    by=(['--by'], dict(choices=['subject', 'video'], help='one neutral face for each of these (default: subject, with '
+                                                          'ckplus video)')),
     weights=(['--weights'], dict(default='default', help='frontalization weights, .npy')),
     units=(['--units'], dict(help='units, .npz (default: the sample units, learned from simulated faces)')),
     fit=(['--fit'], dict(action='store_true', help='learn the units from these videos')),
@@ -150,6 +222,12 @@ _ARGUMENTS = dict(
                                    help="published settings (default: disfa), or 'search' for settings of your own")),
     variance=(['--variance'], dict(type=float, default=95., help='percent explained hoped for (default: 95)')),
     frames=(['--frames'], dict(type=int, default=10_100, help='frames to learn from (default: 10100)')),
+    models=(['--units'], dict(nargs='+', required=True, dest='models', help='one or more models, .npz')),
+    data=(['--data'], dict(nargs='+', required=True, help='one or more KPM tables')),
+    kind=(['--kind'], dict(default='frobenius', choices=['frobenius', 'sample_mean', 'norm_ratio'],
+                           help='definition of variance explained in the figures (default: frobenius)')),
+    mask=(['--mask'], dict(help='keypoints to leave out: disfa, bp4d, facs-ck+, facs-bp4d, or numbers: 0-16,60')),
+    facs=(['--facs'], dict(action='store_true', help='put drawn FACS units (geometric) beside the models')),
     alpha=(['--alpha'], dict(type=float, default=1., help='penalty of the coding, template units (default: 1)')),
     method=(['--method'], dict(default='bitbox', choices=['bitbox', 'events'],
                                help='peaks as Bitbox counts them (default), or events that stand out from noise')),
@@ -158,15 +236,16 @@ _ARGUMENTS = dict(
     aggregate=(['--aggregate'], dict(action='store_true', help='merge the peaks of all scales')),
     no_video=(['--no-video'], dict(action='store_true', help='write no face pixels: points and numbers only')))
 
-# %% ../nbs/14_cli.ipynb #3dc95495
+# %% ../nbs/14_cli.ipynb #bb676451
 _COMMANDS = dict(
     demo=(_demo, 'the whole chain on a simulated video', 'here tracker'),
-    run=(_run, 'the whole chain on your videos', 'videos folder units fit neutral alpha tracker fps no_video'),
+    run=(_run, 'the whole chain on your videos', 'videos folder units fit whose neutral alpha tracker fps no_video'),
     track=(_track, 'video to keypoints', 'video file tracker fps subject'),
     standardize=(_standardize, 'keypoints to the standard face', 'table file weights'),
     kpm=(_kpm, 'standard face to keypoint motion', 'table file neutral by'),
     fit=(_fit, 'keypoint motion to units', 'tables file settings variance frames'),
     encode=(_encode, 'keypoint motion to activations', 'table units file alpha'),
+    evaluate=(_evaluate, 'how much movement units explain', 'models data folder kind mask facs alpha'),
     expressivity=(_expressivity, 'activations to expressivity', 'table file scales fps aggregate method'))
 
 def make_parser(

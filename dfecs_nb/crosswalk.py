@@ -24,9 +24,11 @@ _AU = re.compile(r'(?:AU|FACS)[ _]?(\d+)([LR]?)(?:\+\d+)*(?:_[rc])?', re.I)
 
 def _au_columns(labels, columns):
     "Columns that hold FACS AUs: the given ones, or all that are named so (intensity before presence)"
-    odd = [c for c in columns or [] if c not in labels.columns]
+    columns = [columns] if isinstance(columns, str) else columns; odd = _twice(labels.columns)
+    if odd: raise ValueError(f'labels have the column {odd[0]!r} more than once: names must differ')
+    odd = [c for c in columns if c not in labels.columns] if columns is not None else []
     if odd: raise ValueError(f'labels have no column {odd[0]!r}; there are {", ".join(map(str, labels.columns[:8]))}')
-    if columns is not None and len(columns): return list(columns)
+    if columns is not None and len(columns): return list(dict.fromkeys(columns))
     found = [c for c in labels.columns if isinstance(c, str) and _AU.fullmatch(c)]
     found = [c for c in found if not (c.endswith('_c') and c[:-2]+'_r' in found)]
     if found: return found
@@ -34,6 +36,10 @@ def _au_columns(labels, columns):
                      f'name them so, or give `columns`; found {", ".join(map(str, labels.columns[:8]))}')
 
 # %% ../nbs/09a_crosswalk.ipynb #e4dc262f
+def _twice(names):
+    "Names that are there more than once"
+    return list(pd.Index(names)[pd.Index(names).duplicated()])
+
 def _checked(name, table):
     "A table with the levels subject, video, frame in this order, each frame once"
     names = list(table.index.names) if isinstance(table, pd.DataFrame) else type(table).__name__
@@ -49,6 +55,8 @@ def _aligned(activations, labels, columns):
     "Activations and labels of the frames that both have, and the count of those that do not"
     A,L = _checked('activations', activations),_checked('labels', labels); names = _au_columns(L, columns)
     if not len(A.columns): raise ValueError('activations have no columns: there is no unit to compare')
+    odd = _twice(A.columns)
+    if odd: raise ValueError(f'activations have the unit {odd[0]!r} more than once: names must differ')
     both = A.index[A.index.isin(L.index)]
     if not len(both): raise ValueError('no frame is in both tables: activations begin with '
         f'{A.index[0] if len(A) else "nothing"}, labels with {L.index[0] if len(L) else "nothing"}; '
@@ -61,6 +69,9 @@ def _aligned(activations, labels, columns):
 # %% ../nbs/09a_crosswalk.ipynb #4de255d0
 def _presence(labels, names, threshold):
     "Whether each AU is there: 1, 0, or NaN where not known"
+    if threshold is not None and not (np.ndim(threshold)==0 and isinstance(threshold, (int, float, np.number))
+                                      and np.isfinite(threshold)):
+        raise ValueError(f'threshold must be a label from which an AU is there, or None; got {threshold!r}')
     L = labels[names].astype(float)
     wrong = ((L<0) | (L>5)).any()
     if wrong.any(): raise ValueError('labels must be intensities 0 to 5, presence 0 or 1, or probabilities; '

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from sklearn.base import TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from .template import COLUMNS, as_matrix, keypoint_mask, like
+from .template import COLUMNS, as_matrix, keypoint_mask, like, missing_points, points_there
 
 # %% ../nbs/05_encoding.ipynb #3d8747d0
 def kkt_residual(
@@ -36,7 +36,7 @@ def kkt_residual(
 
 # %% ../nbs/05_encoding.ipynb #1445b407
 def encode(
-    X,                  # Movements: table or array `(n, p)`, p = 136 for a face
+    X,                  # Movements: table or array `(n, p)`, p = 136 for a face; keypoints that it lacks are left out
     components,         # Units `(k, p)`
     alpha=1.,           # Penalty of Eq. 4, units of `X`, scalar or one for each frame; 0: non-negative least squares
     n_jobs:int=None,    # Threads; None: one for each processor. The result is the same
@@ -48,13 +48,21 @@ def encode(
     alpha = float(lam[0]*2) if len(lam) and (lam==lam[0]).all() else None
     return like(X, V, [f'AU{j+1}' for j in range(len(D))], stage='activations', alpha=alpha)
 
+# %% ../nbs/05_encoding.ipynb #63eee967
+def _there(X, D):
+    "Movements `(n, p)` and units `(k, p)`; zeros on both sides for keypoints that the source of `X` does not have"
+    M = as_matrix(X, D.shape[1], finite=False)
+    if D.shape[1]!=136 or not missing_points(X): return M, D
+    there = points_there(X)
+    return np.where(there, M, 0), D*there
+
 # %% ../nbs/05_encoding.ipynb #c7cd11ae
 def _problem(X, components, alpha):
     "Checked units, movements and lambdas (1/2 form)"
     if np.ndim(components)!=2:
         raise ValueError(f'components must be a matrix (k, p), a unit a row; found shape {np.shape(components)}')
     D = as_matrix(components, np.shape(components)[1], 'components')
-    M = as_matrix(X, D.shape[1], finite=False); bad = np.flatnonzero(np.isnan(D).any(1))
+    bad = np.flatnonzero(np.isnan(D).any(1)); M,D = _there(X, D)
     if len(bad): raise ValueError(f'components hold missing values (units {bad[:5].tolist()})')
     stage = getattr(X, 'attrs', {}).get('stage', 'kpm') if M.shape[1]==136 else 'kpm'
     if stage!='kpm':
@@ -234,7 +242,7 @@ def _percent(rest, total):
 
 # %% ../nbs/05_encoding.ipynb #293c3494
 def variance_explained(
-    X,                       # Movements `(n, 136)`, table or array
+    X,                       # Movements `(n, 136)`, table or array; keypoints that it lacks are left out
     X_hat,                   # Their reconstruction, same shape
     kind:str='frobenius',    # 'frobenius', 'sample_mean' or 'norm_ratio', see the table above
     mask=None,               # Keypoints (0-67) to leave out on both sides, None uses all
@@ -243,10 +251,13 @@ def variance_explained(
     width = lambda A: np.shape(A)[-1] if np.ndim(A)<3 else 136
     M,H = as_matrix(X, width(X)),as_matrix(X_hat, width(X_hat), 'X_hat')
     if M.shape!=H.shape: raise ValueError(f'X {M.shape} and X_hat {H.shape} differ in shape')
-    keep = np.ones(M.shape[1], bool)
+    if isinstance(X, pd.DataFrame) and isinstance(X_hat, pd.DataFrame) and not X.index.equals(X_hat.index):
+        raise ValueError('the rows of X and X_hat are not the same frames in the same order')
+    keep = points_there(X) & points_there(X_hat) if M.shape[1]==136 else np.ones(M.shape[1], bool)
     if mask is not None and M.shape[1]!=136: raise ValueError(f'a mask needs 136 columns; found {M.shape[1]}')
-    if mask is not None: keep = ~np.tile(keypoint_mask(mask), 2)
-    M,H = M[:, keep],H[:, keep]
+    if mask is not None: keep = keep & ~np.tile(keypoint_mask(mask), 2)
+    M,H = M[:, keep],H[:, keep]; lost = int((np.isnan(H).any(1) & ~np.isnan(M).any(1)).sum())
+    if lost: raise ValueError(f'X_hat has no values in {lost} frames in which X has a face')
     n2,rest = (M**2).sum(1),((M-H)**2).sum(1)
     return float(_percent(_left(rest[:, None], n2)[_kind(kind)], _left(n2[:, None], n2)[_kind(kind)])[0])
 
@@ -349,15 +360,17 @@ class UnitsMixin(TransformerMixin):
 
     def inverse_transform(self,
         V,             # Activations `(n, n_units)`, table or array
-    ):                 # Keypoint motion `(n, 136)`; a table if `V` is one
+    ):                 # Keypoint motion `(n, 136)`, NaN at points the model never saw; a table if `V` is one
         "Movements from activations"
-        check_is_fitted(self, 'components_')
+        check_is_fitted(self, 'components_'); gap = getattr(self, 'missing_points_', [])
         names = list(self.get_feature_names_out())
         if isinstance(V, pd.DataFrame) and set(V.columns)==set(names): V = V[names]        # found by name, not by place
         columns = COLUMNS if self.components_.shape[1]==136 else [f'x{i}' for i in range(self.components_.shape[1])]
-        return like(V, as_matrix(V, len(self.components_), 'V')@self.components_, columns, stage='kpm')
+        M = as_matrix(V, len(self.components_), 'V')@self.components_
+        if gap: M[:, [*gap, *(i+68 for i in gap)]] = np.nan
+        return like(V, M, columns, stage='kpm', missing=gap)
 
-# %% ../nbs/05_encoding.ipynb #63eee967
+# %% ../nbs/05_encoding.ipynb #c665c024
 @patch
 def score(self:UnitsMixin,
     X,                    # Keypoint motion: table or array `(n, 136)`
@@ -366,8 +379,8 @@ def score(self:UnitsMixin,
     kind:str='frobenius', # Definition of variance explained
 )->float:                 # Percent
     "Variance of `X` explained by its own coding"
-    V = self.transform(X, alpha=alpha)
-    return variance_explained(as_matrix(X, self.components_.shape[1]), self.inverse_transform(V), kind)
+    V = self.transform(X, alpha=alpha); X_hat = as_matrix(self.inverse_transform(V), self.components_.shape[1])
+    return variance_explained(X if X_hat.shape[1]==136 else as_matrix(X, X_hat.shape[1]), X_hat, kind)
 
 # %% ../nbs/05_encoding.ipynb #580c966e
 @patch

@@ -19,7 +19,7 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.utils.validation import check_is_fitted
 
 from . import __version__
-from .template import PARTS, atomic, data_file
+from .template import PARTS, atomic, data_file, missing_points
 from .encoding import UnitsMixin, encode, plain_input, variance_explained
 from .pfm import PUBLISHED, PartFaceModel, _number, _whole, training_frames
 from .hfm import HierarchicalFaceModel
@@ -153,7 +153,9 @@ def _finish(self, M, X):
     self.A_ = A[:, np.argsort(-energy, kind='stable')]; self.components_ = (self.U_@self.A_).T
     self.n_features_in_,self.history_ = M.shape[1],_history(self)
     attrs = X.attrs if isinstance(X, pd.DataFrame) else {}
-    self.source_ = dict(n_frames=len(M), tracker=attrs.get('tracker'), data=attrs.get('data'))
+    self.missing_points_ = missing_points(X)
+    self.source_ = dict(n_frames=len(M), tracker=attrs.get('tracker'), data=attrs.get('data'),
+                        missing=self.missing_points_, template=attrs.get('template'))
     h = self.hfm_; told = None in (h.n_components, h.alpha_A, h.alpha_B) and not self.refine        # by its search
     if self.variance_ < self.variance and not told: warnings.warn(
         f'the model explains {self.variance_:.1f} % of the movement, less than the {self.variance:g} % asked for: '
@@ -279,6 +281,7 @@ def _restore(self, meta, A):
     for k in _HFM: setattr(self.hfm_, k, np.array(meta['fitted'][k]) if k=='costs_' else meta['fitted'][k])
     self.pfm,self.hfm = {p: clone(m) for p,m in self.parts_.items()},clone(self.hfm_)
     self.history_,self.source_ = pd.DataFrame(meta['history']),meta['source']
+    self.missing_points_ = self.source_.get('missing', [])
     self.interrupted_ = False
     self.variance_,self.n_features_in_ = meta['variance'],136
 

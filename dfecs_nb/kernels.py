@@ -298,7 +298,14 @@ def _add(b, x, row, total):
 
 # %% ../nbs/04a_kernels.ipynb #bfceeba2
 @intrinsic
-def add_rows(types_, z, x, units, rows, first, last):
+def add_rows(
+    types_,        # Given by numba
+    z,             # Numbers `(n,)`, n a multiple of 8; changed
+    x,             # Factors, one for each unit
+    units,         # Numbers of units
+    rows,          # Matrix with a row of `n` for each entry of `units`
+    first, last,   # Entries of `units` to go through
+):                 # A function for compiled code, without a result
     "z += sum of x[units[r]]*rows[r] for r from first to last-1"
     def code(cx, b, sig, args):
         (zs, (n,)),(xs, _),(us, _),(rs, (_, w)) = (_array(cx, b, t, a) for t,a in zip(sig.args, args[:4]))
@@ -314,7 +321,10 @@ def add_rows(types_, z, x, units, rows, first, last):
 
 # %% ../nbs/04a_kernels.ipynb #f694572f
 @intrinsic
-def below_zero(types_, z):
+def below_zero(
+    types_,        # Given by numba
+    z,             # At most 64 numbers, a multiple of 8 of them
+):                 # A function for compiled code that gives 64 bits
     "Which of at most 64 numbers are negative, as bits"
     def code(cx, b, sig, args):
         zs,(n,) = _array(cx, b, sig.args[0], args[0]); bits = cgutils.alloca_once_value(b, LONG(0))
@@ -484,7 +494,7 @@ def descend(
     lam,           # Penalty of each frame, lambda `(n,)` (1/2 form)
     V,             # Start, overwritten by the result `(n, k)`
     tol=1e-12,     # Stop when no activation changes by more than this share of the largest one
-    max_iter=10000,
+    max_iter=10000, # Rounds at most
 ):                 # Number of frames that did not converge
     "Non-negative lasso of a block of frames by cyclic coordinate descent"
     unfinished = 0

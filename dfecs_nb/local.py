@@ -19,7 +19,7 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.utils.validation import check_is_fitted
 
 from . import __version__
-from .template import PARTS, as_matrix, atomic, mirror as mirrored, part_columns
+from .template import PARTS, as_matrix, atomic, mirror as mirrored, missing_points, part_columns
 from .kernels import compiled, descend
 from .encoding import UnitsMixin, encode, variance_explained
 from .pfm import _number, _whole, training_frames
@@ -148,7 +148,9 @@ class LocalModel(UnitsMixin, BaseEstimator):
         self.components_,self.n_live_,self.n_features_in_,self.alpha_ = D, len(D), 136, 2*lam
         self.variance_,self.history_ = variance_explained(M, encode(M, D, 2*lam)@D), pd.DataFrame(rows)
         attrs = X.attrs if isinstance(X, pd.DataFrame) else {}
-        self.source_ = dict(n_frames=n, tracker=attrs.get('tracker'), data=attrs.get('data'))
+        self.missing_points_ = missing_points(X)
+        self.source_ = dict(n_frames=n, tracker=attrs.get('tracker'), data=attrs.get('data'),
+                            missing=self.missing_points_, template=attrs.get('template'))
         return self
 
 # %% ../nbs/08a_local.ipynb #a976d8e7
@@ -217,6 +219,7 @@ def load(cls:LocalModel,
     if wrong: raise ValueError(f'{path} does not fit a LocalModel of this version ({__version__}): {"; ".join(wrong)}')
     self = cls(**meta['params']); self.components_,self.n_live_,self.n_features_in_ = as_matrix(C),len(C),136
     self.variance_,self.alpha_,self.source_ = (meta[k] for k in ('variance', 'alpha', 'source'))
+    self.missing_points_ = self.source_.get('missing', [])
     self.history_ = pd.DataFrame(meta['history'])
     return self
 

@@ -50,6 +50,33 @@ def _pairs(points, targets):
         raise ValueError('points and targets must be finite; a face that was not found cannot be morphed')
     return p, t
 
+# %% ../nbs/03a_morph.ipynb #714c2d66
+def _polynomial(x, centers, kernel):
+    "Constant, and for the spline the two coordinates, of places `(n, 2)`"
+    one = np.ones((len(x), 1)); middle, side = centers.mean(0), np.ptp(centers, axis=0).max()
+    return one if kernel=='linear' else np.c_[one, (x-middle)/side]
+
+def _weights(centers, values, kernel):
+    "Weights of the radial functions, then those of the polynomial"
+    r = np.linalg.norm(centers[:, None]-centers, axis=2); P = _polynomial(centers, centers, kernel)
+    K = -r if kernel=='linear' else r**2*np.log(np.where(r>0, r, 1))
+    # the little smoothing (in pixels) lets two points land on one place, as closed lids do
+    A = np.block([[K+1e-3*np.eye(len(r)), P], [P.T, np.zeros((P.shape[1],)*2)]])
+    return np.linalg.solve(A, np.r_[values, np.zeros((P.shape[1], 2))])
+
+# %% ../nbs/03a_morph.ipynb #e0c15f1b
+def _sums(x, y, centers, weights, kernel):
+    "Interpolated values at the nodes of a grid, `(len(y), len(x), 2)` float32"
+    n = len(centers); w = weights[:n].astype(np.float32); out = np.empty((len(y), len(x), 2), np.float32)
+    X, Y = (((v[:, None]-c)**2).astype(np.float32) for v,c in zip((x, y), centers.T)); d2 = np.empty_like(X)
+    for i,row in enumerate(Y):
+        np.add(X, row, out=d2)
+        if kernel=='linear': out[i] = -np.sqrt(d2, out=d2) @ w
+        else: out[i] = d2*np.log(np.maximum(d2, 1e-20)) @ w/2
+    if kernel=='linear': return out + weights[n].astype(np.float32)
+    nodes = np.stack(np.meshgrid(x, y), -1).reshape(-1, 2)
+    return out + (_polynomial(nodes, centers, kernel) @ weights[n:]).reshape(out.shape).astype(np.float32)
+
 # %% ../nbs/03a_morph.ipynb #0076c7e3
 _NODES = dict(linear=240, thin_plate_spline=120)    # grid nodes along the longer side; linear has sharp bends
 
@@ -62,14 +89,11 @@ def shift_field(
 )->np.ndarray:                # `(h, w, 2)` float32: the pixel (x, y) of the new image is (x, y) + shift of the old
     "The shift from each pixel of the morphed image to its place in the image"
     import cv2
-    from scipy.interpolate import RBFInterpolator
     (p, t), (w, h) = _pairs(points, targets), size
     if kernel not in _NODES: raise ValueError(f"kernel must be 'linear' or 'thin_plate_spline'; got {kernel!r}")
     edge = _border(w, h); nx, ny = (max(2, int(np.ceil(n/(step or max(w, h)/_NODES[kernel])))+1) for n in (w, h))
-    # the little smoothing (in pixels) lets two points land on one place, as closed lids do
-    f = RBFInterpolator(np.r_[t, edge], np.r_[p-t, 0*edge], kernel=kernel, smoothing=1e-3)
-    nodes = np.stack(np.meshgrid(np.linspace(0, w-1, nx), np.linspace(0, h-1, ny)), -1)
-    grid = f(nodes.reshape(-1, 2)).reshape(ny, nx, 2).astype(np.float32)
+    centers = np.r_[t, edge]; weights = _weights(centers, np.r_[p-t, 0*edge], kernel)
+    grid = _sums(np.linspace(0, w-1, nx), np.linspace(0, h-1, ny), centers, weights, kernel)
     grid[[0, -1]] = 0; grid[:, [0, -1]] = 0
     M = np.array([[(nx-1)/(w-1), 0, 0], [0, (ny-1)/(h-1), 0]])
     how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP

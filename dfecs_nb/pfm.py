@@ -20,7 +20,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from .template import as_matrix, like, part_columns
+from .template import as_matrix, like, missing_points, part_columns, points_there
 from .encoding import UnitsMixin, encode, plain_input, variance_explained
 
 # %% ../nbs/06_pfm.ipynb #a1193146
@@ -86,17 +86,25 @@ def training_frames(
     "Frames to learn from"
     if missing not in ('refuse', 'drop'): raise ValueError(f"missing must be 'refuse' or 'drop'; got {missing!r}")
     M = _frames(X, n_columns); lost = np.isnan(M).any(1)
-    if lost.any() and missing=='refuse':
+    if lost.any() and missing=='refuse' and not lost.all():
         raise ValueError(f'{lost.sum()} of {len(M)} frames have missing or infinite values (NaN, inf); '
                          "leave them out with missing='drop', or give X.dropna()")
     if lost.all():
-        raise ValueError(f'there is no frame to learn from: {len(M)} frames (samples), {lost.sum()} without a face')
+        raise ValueError(f'there is no frame to learn from: {len(M)} frames (samples), {lost.sum()} without a face'
+                         + _never_there(M))
     return M[~lost]
 
-# %% ../nbs/06_pfm.ipynb #f6653231
+# %% ../nbs/06_pfm.ipynb #25179f78
+def _never_there(M):
+    "Advice if some points are in no frame"
+    if M.shape[1]!=136 or not len(M) or np.isnan(M).all(): return ''
+    gone = sorted({int(i)%68 for i in np.flatnonzero(np.isnan(M).all(0))})
+    return f". The points {gone} are missing in all of them: say so with X.attrs['missing']" if gone else ''
+
 def _frames(X, n_columns):
-    "As `as_matrix`, infinite values as NaN"
+    "As `as_matrix`, infinite values as NaN, and zeros for keypoints that the source does not have"
     M = as_matrix(X, n_columns, finite=False)
+    if n_columns==136 and missing_points(X): M = np.where(points_there(X), M, 0)
     return np.where(np.isinf(M), np.nan, M) if np.isinf(M).any() else M
 
 # %% ../nbs/06_pfm.ipynb #85877f5c
@@ -206,7 +214,7 @@ def fit(self:PartFaceModel,
     self.fit_transform(X, known=known, tell=tell)
     return self
 
-# %% ../nbs/06_pfm.ipynb #25179f78
+# %% ../nbs/06_pfm.ipynb #caee7084
 @patch
 def score(self:PartFaceModel,
     X,                        # Keypoint motion: table or array `(n, 136)`
@@ -217,7 +225,9 @@ def score(self:PartFaceModel,
     "Variance of the part's movement explained by its own coding"
     check_is_fitted(self, 'components_'); X = X if isinstance(self.part, str) else plain_input(X, self)
     M = _frames(X, self.n_features_in_); at = _columns(self.part, M)[0]
-    return variance_explained(M[:, at], (self.transform(M, alpha)@self.components_)[:, at], kind)
+    V = as_matrix(self.transform(X, alpha), len(self.components_))
+    if M.shape[1]==136: at = at[(points_there(X) & ~np.isin(np.arange(136)%68, self.missing_points_))[at]]
+    return variance_explained(M[:, at], (V@self.components_)[:, at], kind)
 
 # %% ../nbs/06_pfm.ipynb #97e2835b
 def _whole(name, value, least=1):
@@ -271,16 +281,17 @@ def _columns(part, X):
                          f'got {part!r}')
     return at, width
 
-# %% ../nbs/06_pfm.ipynb #caee7084
+# %% ../nbs/06_pfm.ipynb #74f3aae8
 def _fit(self, X, known, tell):
     "Fit the model; returns the codes"
     at,width = _columns(self.part, X); M = training_frames(X, self.missing, width)[:, at]; _check(self, M)
     M = np.ascontiguousarray(M); D = _learn(self, M, known, tell)
     V = np.zeros((len(M), len(D)))
     if len(D): _code(D, V, self.alpha_, *_space(M, len(D)))
+    D = D*M.any(0)                                                           # what never moves is not in a unit
     order = np.argsort(-(V**2).sum(0)*(D**2).sum(1), kind='stable'); V = V[:, order]
     self.components_ = np.zeros((len(D), width)); self.components_[:, at] = D[order]
-    self.n_components_,self.n_features_in_ = D.shape[0],width
+    self.n_components_,self.n_features_in_,self.missing_points_ = D.shape[0],width,missing_points(X)
     full = np.full((len(np.asarray(X)), len(D)), np.nan); full[~np.isnan(_frames(X, width)).any(1)] = V
     return like(X, full, list(self.get_feature_names_out()), stage='activations')
 
@@ -352,7 +363,7 @@ def fit(self:_Cells, k, alpha):
                               data=self.mark))
     return self.fits[cell]
 
-# %% ../nbs/06_pfm.ipynb #3bbb153e
+# %% ../nbs/06_pfm.ipynb #7eac21be
 @patch
 def history(self:_Cells):
     "What was tried, in order"
@@ -365,6 +376,7 @@ def _mark(*things):
     for t in things: h.update(np.ascontiguousarray(t).tobytes() if isinstance(t, np.ndarray) else repr(t).encode())
     return h.hexdigest()[:12]
 
+# %% ../nbs/06_pfm.ipynb #3bbb153e
 def _rows(known, name, mark, must=False):
     "Finished cells of one model in an earlier `history_`, made from the same data with the same settings"
     if known is None: return []

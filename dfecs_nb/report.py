@@ -51,6 +51,7 @@ def plot_activations(
     for side in ('top', 'right', 'left'): ax.spines[side].set_visible(False)
     return ax
 
+# %% ../nbs/13a_report.ipynb #7a51436c
 def _draw_line(ax, t, v, base, scale):
     "One activation above its base line, its apex marked"
     y = base + scale*v; at = np.nanargmax(v)
@@ -94,6 +95,7 @@ def plot_moments(
             _draw_face(next(axs), rgb, P[i], f'{name}\n' + (f'{t[i]:.1f} s' if label!='frame' else f'frame {f}'))
     return fig
 
+# %% ../nbs/13a_report.ipynb #5f4d0ce5
 def _draw_face(ax, rgb, points, title):
     "A picture cropped to the face, with its keypoints"
     middle, half = (points.min(0)+points.max(0))/2, .75*np.ptp(points, axis=0).max()

@@ -6,11 +6,11 @@ Docs: https://dfecs-nb.github.io/dfecs_nb/template.html.md"""
 
 # %% auto #0
 __all__ = ['PARTS', 'COLUMNS', 'INDEX', 'FIXED', 'PART_COLORS', 'MIRROR', 'part_columns', 'data_file', 'neutral_face',
-           'keypoint_mask', 'plot_face', 'as_matrix', 'as_points', 'mirror', 'like', 'as_table', 'stack', 'atomic',
-           'save_table', 'load_table']
+           'keypoint_mask', 'plot_face', 'as_matrix', 'as_points', 'mirror', 'like', 'missing_points', 'points_there',
+           'as_table', 'stack', 'atomic', 'save_table', 'load_table']
 
 # %% ../nbs/00_template.ipynb #49b7cea0
-import contextlib, json, os, tempfile, warnings
+import contextlib, copy, json, os, tempfile, warnings
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -108,9 +108,12 @@ def as_matrix(
     "Values of a table, matrix or points, checked for width and type"
     if isinstance(X, pd.DataFrame) and n_columns==136: X = _ordered(X, name)
     if hasattr(X, 'toarray'): raise ValueError(f'{name} is a sparse matrix: give a dense one, {name}.toarray()')
-    try: M = np.asarray(X); M = M if M.dtype.kind=='c' else np.asarray(M, dtype=float)
+    try:
+        M = X.to_numpy(float, na_value=np.nan) if _nullable(X) else np.asarray(X)
+        M = M if M.dtype.kind=='c' else np.asarray(M, dtype=float)
     except (TypeError, ValueError):
         raise ValueError(f'{name} must hold numbers only; found {_kind(X)}') from None
+    if np.ma.isMaskedArray(X): M = np.where(np.ma.getmaskarray(X), np.nan, M)
     if M.dtype.kind=='c': raise ValueError(f'{name} must hold real numbers; found complex ones')
     if M.ndim==3 and M.shape[1:]==(68, 2) and n_columns==136: M = M.transpose(0, 2, 1).reshape(-1, 136)
     if M.ndim==1: M = M[None]
@@ -125,9 +128,15 @@ def _kind(X):
     if not isinstance(X, pd.DataFrame): return type(X).__name__
     return ', '.join(sorted({str(t) for t in X.dtypes}))
 
+def _nullable(X):
+    "A table with pandas' own number types, whose missing value is no NaN?"
+    return isinstance(X, pd.DataFrame) and any(isinstance(t, pd.api.extensions.ExtensionDtype) for t in X.dtypes)
+
 def _ordered(X, name):
     "The 136 keypoint columns of a table in the paper's order, or an error that names the missing ones"
     if list(X.columns)==COLUMNS: return X
+    if X.columns.has_duplicates: raise ValueError(
+        f'{name} has the column {X.columns[X.columns.duplicated()][0]} twice; every keypoint column must be there once')
     missing = [c for c in COLUMNS if c not in X.columns]
     if missing: raise ValueError(f'{name} must have the columns x_0 … x_67, y_0 … y_67; {len(missing)} are missing '
                                  f'({", ".join(missing[:3])} …); found {", ".join(map(str, X.columns[:4]))} …')
@@ -159,8 +168,41 @@ def like(
     "Give `values` the form of `X`: index, order, length and attrs never change on the way"
     if not isinstance(X, pd.DataFrame): return values
     out = pd.DataFrame(values, index=X.index, columns=COLUMNS if columns is None else columns)
-    out.attrs = {**X.attrs, **attrs}
+    out.attrs = copy.deepcopy(X.attrs) | attrs
     return out
+
+# %% ../nbs/00_template.ipynb #d79aa898
+_GAPS = [60, 64], list(range(17)), [*range(17), 60, 64]        # of 66, 51 and 49 points
+
+def missing_points(
+    X,                  # Table, matrix `(n, 136)`, one vector `(136,)`, or points `(n, 68, 2)`
+)->list:                # Numbers of the keypoints, ascending; none for anything that does not hold 68 keypoints
+    "Keypoints that the source of `X` does not have at all"
+    told = getattr(X, 'attrs', {}).get('missing')
+    if told is not None: return _point_numbers(told)
+    if not isinstance(X, pd.DataFrame): X = np.asarray(X)
+    elif not set(COLUMNS) <= set(X.columns): return []
+    elif len(X.columns)>136: X = X[COLUMNS]
+    if X.shape[-1:]!=(136,) and X.shape[1:]!=(68, 2): return []
+    M = as_matrix(X, finite=False); gone = [] if not len(M) else [i for i in (0, 60) if np.isnan(M[:, i]).all()]
+    if not gone: return []
+    gone = np.isnan(M).all(0).reshape(2, 68).all(0).nonzero()[0].tolist()
+    return gone if gone in _GAPS else []
+
+# %% ../nbs/00_template.ipynb #598ca7be
+def _point_numbers(told):
+    "Checked entry `missing` of attrs"
+    numbers = told if isinstance(told, (list, tuple, np.ndarray)) else [told]
+    if not all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) and 0<=i<68 for i in numbers):
+        raise ValueError(f"attrs['missing'] must list numbers of keypoints from 0 to 67; found {told!r}")
+    return sorted({int(i) for i in numbers})
+
+def points_there(
+    X,                  # Keypoints or motion, in any of the three forms
+)->np.ndarray:          # `(136,)`, true for columns of points that the source has
+    "Columns with numbers in them, frames without a face aside"
+    there = np.ones((2, 68), bool); there[:, missing_points(X)] = False
+    return there.ravel()
 
 # %% ../nbs/00_template.ipynb #dc5699de
 def as_table(
@@ -175,11 +217,10 @@ def as_table(
 )->pd.DataFrame:              # Index (subject, video, frame), columns `COLUMNS`
     "A keypoint table from points"
     M = as_matrix(points); n = len(M)
-    subject,video = _names(subject, n),_names(video, n)
+    subject,video = _names(subject, n),_names(video, n); frames = n if frame is None else np.size(frame)
+    if not len(subject)==len(video)==frames==n: raise ValueError(
+        f'subject, video and frame need one entry a row ({n}); found {len(subject)}, {len(video)}, {frames}')
     if frame is None: frame = pd.DataFrame(dict(s=subject, v=video)).groupby(['s', 'v']).cumcount().to_numpy()
-    if not len(subject)==len(video)==len(frame)==n:
-        found = f'{len(subject)}, {len(video)}, {len(frame)}'
-        raise ValueError(f'subject, video and frame need one entry a row ({n}); found {found}')
     idx = pd.MultiIndex.from_arrays([pd.Index(subject, dtype='str'), pd.Index(video, dtype='str'),
                                      _whole(frame)], names=INDEX)
     out = pd.DataFrame(M, index=idx, columns=COLUMNS)
@@ -191,8 +232,9 @@ def as_table(
 
 # %% ../nbs/00_template.ipynb #cc9b9396
 def _whole(frame):
-    f = np.asarray(frame)
-    if not np.array_equal(f, f.astype(np.int64)): raise ValueError('frame must hold whole numbers')
+    f = np.atleast_1d(np.asarray(frame))
+    if f.dtype.kind not in 'iuf' or not (np.abs(f)<2**53).all() or (f%1!=0).any():
+        raise ValueError('frame must hold whole numbers')
     return f.astype(np.int64)
 
 def _names(v, n): return np.asarray([str(s) for s in ([v]*n if np.ndim(v)==0 else v)], dtype=object)
@@ -202,10 +244,12 @@ def stack(
     tables,               # Tables of one stage (keypoints, standard, KPM or activations)
 )->pd.DataFrame:          # All rows; attrs that differ become None, frame rates that do go to `fps_by_video`
     "Stack tables of several recordings into one"
-    tables = list(tables)
+    tables = [tables] if isinstance(tables, pd.DataFrame) else list(tables)
     if not tables: raise ValueError('stack needs at least one table; found none')
+    for t in tables: _is_table(t)
     facts = [t.attrs for t in tables]
-    stages,trackers = (sorted({str(a.get(k)) for a in facts}) for k in ('stage', 'tracker'))
+    stages,trackers,faces = (sorted({str(a.get(k)) for a in facts}) for k in ('stage', 'tracker', 'template'))
+    if len(faces)>1: raise ValueError(f'tables on different standard faces cannot be stacked: {"; ".join(faces)}')
     if len(stages)>1: raise ValueError(f'tables of different stages cannot be stacked: {", ".join(stages)}')
     if len(trackers)>1: warnings.warn(f'tables of different trackers are stacked ({", ".join(trackers)}): '
                                       'their points differ systematically; track all videos with one', stacklevel=2)
@@ -216,11 +260,31 @@ def stack(
     if out.index.has_duplicates:
         who = ', '.join(f'{k} {v}' for k,v in zip(INDEX, out.index[out.index.duplicated()][0]))
         raise ValueError(f'two rows have the same name ({who}); give the videos different names')
-    out.attrs = {k: v if all(a.get(k)==v for a in facts) else None for k,v in facts[0].items()}
+    keys = dict.fromkeys(k for a in facts for k in a)
+    out.attrs = {k: facts[0].get(k) if all(a.get(k)==facts[0].get(k) for a in facts) else None for k in keys}
     if len({a.get('fps') for a in facts})>1 or any('fps_by_video' in a for a in facts):
         out.attrs['fps_by_video'] = {k: v for t in tables for k,v in _rates(t).items()}
+    found = [t for t in tables if set(COLUMNS) <= set(t.columns) and t[COLUMNS].notna().any(axis=None)]
+    _common_points(out, [missing_points(t) for t in found or tables])
     return out
 
+# %% ../nbs/00_template.ipynb #a820765c
+def _is_table(t):
+    if not isinstance(t, pd.DataFrame) or list(t.index.names)!=INDEX: raise ValueError(
+        'expected a table with the index (subject, video, frame), see as_table; found '
+        + (f'the index {tuple(t.index.names)}' if isinstance(t, pd.DataFrame) else type(t).__name__))
+
+def _common_points(table, gaps):
+    "Points that one of the parts lacks become NaN everywhere"
+    gap = sorted({i for g in gaps for i in g})
+    if gap: table.attrs['missing'] = gap
+    if not gap or not set(COLUMNS) <= set(table.columns): return
+    table[[COLUMNS[i+j] for j in (0, 68) for i in gap]] = np.nan
+    if min(map(len, gaps)) < len(gap): warnings.warn(
+        f'some of the tables lack keypoints; all {len(gap)} of them ({gap[0]} … {gap[-1]}) are now NaN in every row',
+        stacklevel=3)
+
+# %% ../nbs/00_template.ipynb #63fd778c
 def _rates(t):
     "Frame rate of each recording of a table"
     names = ['/'.join(map(str, w)) for w in t.index.droplevel('frame').unique()]
@@ -244,9 +308,10 @@ def _umask():
     mask = os.umask(0); os.umask(mask)
     return mask
 
-# %% ../nbs/00_template.ipynb #598ca7be
+# %% ../nbs/00_template.ipynb #54b88009
 def _beside(path): return Path(f'{path}.attrs.json')
 
+# %% ../nbs/00_template.ipynb #f7f3269a
 def save_table(
     table:pd.DataFrame,   # Keypoints, KPM or activations: index (subject, video, frame)
     path,                 # Ends in .parquet or .csv
@@ -255,8 +320,7 @@ def save_table(
     path = Path(path)
     if path.suffix not in ('.parquet', '.csv'):
         raise ValueError(f'a table is saved as .parquet or .csv; got {path.name!r}')
-    if list(table.index.names)!=INDEX:
-        raise ValueError(f'the index must be (subject, video, frame); found {tuple(table.index.names)}')
+    _is_table(table)
     attrs = json.dumps(table.attrs, indent=1, default=_plain); table = table.copy(deep=False)
     table.attrs = json.loads(attrs)
     with atomic(path) as tmp:
@@ -265,11 +329,12 @@ def save_table(
         with atomic(_beside(path)) as beside: beside.write_text(attrs)     # nothing is moved before both are written
     return path
 
+# %% ../nbs/00_template.ipynb #1d314f23
 def _plain(o):
     "NumPy numbers and arrays, and paths, as JSON knows them"
     return o.tolist() if hasattr(o, 'tolist') else str(o)
 
-# %% ../nbs/00_template.ipynb #755c7ec2
+# %% ../nbs/00_template.ipynb #5fba79b4
 def load_table(
     path,                 # A .parquet or .csv file that `save_table` wrote, or a CSV with the same columns
 )->pd.DataFrame:          # Index (subject, video, frame), float64 columns, attrs restored
@@ -290,10 +355,12 @@ def load_table(
     attrs = t.attrs; t = t.astype(float); t.attrs = attrs
     return t
 
+# %% ../nbs/00_template.ipynb #d98a3dbb
 def _indexed(t, path):
     "A table whose index stands in columns"
     frame = pd.to_numeric(t['frame'], errors='coerce')
-    if not (frame==frame.round()).all(): raise ValueError(f'{path}: frame must hold whole numbers')
+    if not ((frame==frame.round()) & (frame.abs()<2**53)).all():
+        raise ValueError(f'{path}: frame must hold whole numbers')
     attrs = t.attrs; t = t.assign(frame=frame.astype(np.int64), subject=t['subject'].astype('str'),
                                   video=t['video'].astype('str')).set_index(INDEX); t.attrs = attrs
     return t
@@ -303,5 +370,7 @@ def _read_csv(path):
     from pyarrow import csv, string
     as_written = csv.ConvertOptions(column_types=dict(subject=string(), video=string()), strings_can_be_null=False)
     t = csv.read_csv(path, convert_options=as_written).to_pandas()         # floats are exact, names stay names
+    empty = [c for c in t if c not in INDEX and t[c].isna().all()]; t[empty] = t[empty].astype(float)
     t.attrs = json.loads(_beside(path).read_text()) if _beside(path).is_file() else {}
+    if not isinstance(t.attrs, dict): raise ValueError(f'{_beside(path).name} does not hold attrs')
     return t

@@ -47,8 +47,10 @@ def _version(*names):
 class DlibTracker(Tracker):
     "dlib: works offline on every Python"
     name = 'dlib'
-    def __init__(self, device='auto', model_path=None):
-        "`device` and `model_path` are not used"
+    def __init__(self,
+        device='auto',    # Not used: dlib runs on the processor
+        model_path=None,  # Not used: the model is in a package
+    ):
         super().__init__(device, model_path)
         spec = importlib.util.find_spec('face_recognition_models')     # importing it needs pkg_resources, which is gone
         if not (importlib.util.find_spec('dlib') and spec):
@@ -141,8 +143,10 @@ def _open(model_path, n_faces): return _open_task(model_path, n_faces) if model_
 class MediapipeTracker(Tracker):
     "mediapipe's face mesh, 478 points mapped to 68"
     name, map, own, n_faces = 'mediapipe', 'yan', True, 4
-    def __init__(self, device='auto', model_path=None):
-        "`model_path`: face_landmarker.task; None takes `DFECS_MEDIAPIPE_MODEL`, else the built-in model"
+    def __init__(self,
+        device='auto',    # Not used: mediapipe runs on the processor
+        model_path=None,  # face_landmarker.task; None takes `DFECS_MEDIAPIPE_MODEL`, else the built-in model
+    ):
         super().__init__(device, model_path or os.environ.get('DFECS_MEDIAPIPE_MODEL'))
         if not importlib.util.find_spec('mediapipe'):
             raise ImportError("mediapipe is not installed; pip install 'dfecs_nb[mediapipe]'")
@@ -157,13 +161,14 @@ class MediapipeTracker(Tracker):
         if self._run: self._close()
         self._run, self._found = None, np.empty((0, 68, 2))
 
-# %% ../nbs/00b_trackers.ipynb #ac6e8aeb
+# %% ../nbs/00b_trackers.ipynb #fd49762e
 def hull(
     pts,                   # Points `(..., 68, 2)`
 )->np.ndarray:             # `(..., 4)`: smallest x, y, largest x, y
     "The box around points"
     return np.concatenate([np.min(pts, -2), np.max(pts, -2)], -1)
 
+# %% ../nbs/00b_trackers.ipynb #ac6e8aeb
 @patch
 def detect(self:MediapipeTracker,
     rgb:np.ndarray,        # Picture, the next of the recording
@@ -230,8 +235,10 @@ def _load_networks(device):
 class FaceAlignmentTracker(Tracker):
     "face-alignment: needs PyTorch and downloaded weights"
     name, sides, min_score = 'face-alignment', (320, 640), .2     # the score's limit is a starting value
-    def __init__(self, device='auto', model_path=None):
-        "`device`: 'auto' takes a CUDA graphics card if there is one; `model_path` is not used"
+    def __init__(self,
+        device='auto',    # 'auto' takes a CUDA graphics card if there is one; 'cpu', 'cuda'
+        model_path=None,  # Not used: the weights are downloaded once
+    ):
         super().__init__(device, model_path)
         if not importlib.util.find_spec('face_alignment'):
             raise ImportError("face-alignment is not installed; pip install 'dfecs_nb[track]'")
