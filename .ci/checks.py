@@ -266,6 +266,20 @@ def pages():
     with tempfile.TemporaryDirectory(prefix='dfecs_nb-') as tmp:
         return python('.ci/pages.py', tmp).splitlines()[-1].split(' in ')[0]
 
+def commands():
+    "The `dfecs` commands that README.md and the lessons show run as they stand, in a folder with short videos"
+    texts = [(ROOT/'README.md').read_text(encoding='utf-8')]
+    for book in sorted((ROOT/'nbs/tutorials').glob('*.ipynb')):
+        found = json.loads(book.read_text(encoding='utf-8'))['cells']
+        texts += [''.join(c['source']) for c in found if c['cell_type'] == 'markdown']
+    shown = dict.fromkeys(m for text in texts for m in re.findall(r'(?m)^(?:\.venv/bin/)?(dfecs [^#\n]+)', text))
+    with tempfile.TemporaryDirectory(prefix='dfecs_nb-') as tmp:
+        for video in sorted({m for line in shown for m in re.findall(r'[\w/]+\.mp4', line)}):
+            python('-c', 'import sys; from dfecs_nb.simulation import simulate_video as make; '
+                   'make(sys.argv[1], seconds=6, size=320)', video, cwd=tmp)
+        for line in shown: tool(*shlex.split(line), cwd=tmp)
+    return f'{len(shown)} commands'
+
 # --- the run
 
 def listing():
@@ -292,7 +306,7 @@ def tell(name, outcome, seconds, text):
 def main():
     words = sys.argv[1:]
     alone = [('imports', imports)]       # by itself, since it is timed
-    items = [('documentation pages', pages),
+    items = [('documentation pages', pages), ('commands of README.md and the lessons', commands),
              *((f'notebook {b.with_suffix("").relative_to("nbs")}', cells, b) for b in notebooks()),
              ('package', package), ('library is in sync with the notebooks', sync), ('notebooks are clean', clean),
              ('README.md and its figures', readme), ('ruff check', lint), ('line lengths', lengths),

@@ -46,7 +46,7 @@ def page(path, dest, links):
         nbformat.validate(doc)
         body, _ = HTMLExporter().from_notebook_node(doc, resources={'metadata': {'name': front['title']}})
         up = '../'*(len(path.parts)-1)
-        nav = ' · '.join(f'<a href="{up}{target}">{html.escape(text)}</a>' for target, text in links)
+        nav = menu(links, up)
         body = re.sub(r'(<body[^>]*>)', lambda m: f'{m[1]}<nav style="{NAV}">{nav}</nav>', body, count=1)
         out = dest/page_of(path)
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -54,6 +54,12 @@ def page(path, dest, links):
     except Exception as e:
         where = '' if e.__cause__ else '\n' + ''.join(traceback.format_exc().splitlines(True)[-12:])
         return f'{path}: {type(e).__name__}: {e}{where}'
+
+def menu(links, up):
+    "The pages by section, folded; the first one is always in view"
+    def row(pages): return ' · '.join(f'<a href="{up}{target}">{html.escape(text)}</a>' for target, text in pages)
+    rows = ''.join(f'<div><b>{html.escape(section)}</b>: {row(pages)}</div>' for section, pages in links.items())
+    return f'{row(next(iter(links.values()))[:1])}<details><summary>all pages</summary>{rows}</details>'
 
 def heading_id(text):
     "The anchor that Quarto gives a heading"
@@ -92,15 +98,15 @@ def dead_links(dest):
 def sidebar(books):
     "The sidebar's notebooks in reading order, and what is wrong with it"
     conf = yaml.safe_load((ROOT/'_quarto.yml').read_text(encoding='utf-8'))
-    found, wrong = [], []
-    def walk(contents):
+    found, wrong = {}, []                                    # {section: pages}
+    def walk(contents, section):
         for c in [contents] if isinstance(contents, str) else contents:
-            if isinstance(c, dict): walk(c.get('contents', c.get('auto', [])))
-            elif '*' in c: found.extend(b for b in books if b.match(c.lstrip('/')) and b not in found)
-            elif Path(c) in books: found.append(Path(c))
+            if isinstance(c, dict): walk(c.get('contents', c.get('auto', [])), c.get('section', section))
+            elif '*' in c: found.setdefault(section, []).extend(b for b in books if b.match(c.lstrip('/')))
+            elif Path(c) in books: found.setdefault(section, []).append(Path(c))
             else: wrong.append(f'_quarto.yml: the sidebar names {c}, which is not in nbs')
-    walk(conf['website']['sidebar']['contents'])
-    return found, wrong + [f'_quarto.yml: the sidebar forgets {b}' for b in books if b not in found]
+    walk(conf['website']['sidebar']['contents'], 'Start')
+    return found, wrong + [f'_quarto.yml: the sidebar forgets {b}' for b in books if b not in sum(found.values(), [])]
 
 def title(path):
     cells = json.loads((ROOT/'nbs'/path).read_text(encoding='utf-8'))['cells']
@@ -112,7 +118,7 @@ def build(dest):
     books = sorted(p.relative_to(ROOT/'nbs') for p in (ROOT/'nbs').rglob('*.ipynb'))
     books = [b for b in books if not any(part[0] in '._' for part in b.parts)]
     order, wrong = sidebar(books)
-    links = [(page_of(b).as_posix(), title(b)) for b in order]
+    links = {section: [(page_of(b).as_posix(), title(b)) for b in pages] for section, pages in order.items()}
     sys.path.insert(0, str(ROOT))
     with ProcessPoolExecutor(2, mp_context=get_context('spawn')) as pool:
         wrong += [e for e in pool.map(page, books, [dest]*len(books), [links]*len(books)) if e]
@@ -120,6 +126,8 @@ def build(dest):
         if f.suffix in {'.png', '.svg', '.jpg', '.css'}:
             (dest/f.relative_to(ROOT/'nbs')).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(f, dest/f.relative_to(ROOT/'nbs'))
+    large = [p for p in dest.rglob('*.html') if p.stat().st_size > 1e6]
+    wrong += [f'{p.relative_to(dest)}: {p.stat().st_size/1e6:.1f} MB; a page has at most 1 MB' for p in large]
     return wrong + dead_links(dest), len(books)
 
 def main():

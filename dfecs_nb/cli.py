@@ -19,7 +19,7 @@ from .template import FIXED, as_points, atomic, load_table, save_table, stack
 from .registration import Standardizer
 from .kpm import keypoint_motion, sample_frames
 from .ffm import FullFaceModel, sample_units
-from .pipeline import ERRORS, analyze, one_line, track_videos, write_results
+from .pipeline import ERRORS, analyze, one_line, person_of, track_videos, write_results
 
 # %% ../nbs/14_cli.ipynb #9f83a5fd
 def _say(text): print(text, flush=True)
@@ -48,7 +48,7 @@ def _run(o):
         _say(f'report: {page}')
     return _close(a)
 
-# %% ../nbs/14_cli.ipynb #6cb2ad4f
+# %% ../nbs/14_cli.ipynb #bb676451
 def _read(path, stage):
     "A table of this stage"
     table = load_table(path); found = table.attrs.get('stage')
@@ -58,11 +58,18 @@ def _read(path, stage):
     return table
 
 def _track(o):
-    a = track_videos([o.video], o.tracker, o.progress, fps=o.fps)
-    for name,t in a.keypoints.items():
-        if o.subject: t, t.attrs = t.rename({name: o.subject}, level='subject'), t.attrs
-        save_table(t, o.out); _say(f'{o.out}: {_counted(t)}')
+    if Path(o.out).suffix not in ('.parquet', '.csv'): return _track_all(o)
+    if len(o.videos)>1: raise ValueError(f'{o.out} is one table; several videos need a folder: -o tables/')
+    a = track_videos(o.videos, o.tracker, o.progress, o.whose, fps=o.fps)
+    for t in a.keypoints.values(): save_table(t, o.out); _say(f'{o.out}: {_counted(t)}')
     return _close(a)
+
+def _track_all(o):
+    from dfecs_nb.long_videos import track_all
+    videos = o.videos[0] if len(o.videos)==1 else o.videos; whose = o.whose and (lambda p: person_of(p, o.whose))
+    done = track_all(videos, o.out, o.tracker, o.jobs, o.resume, subject=whose, progress=o.progress, fps=o.fps)
+    for row in done.itertuples(): _say(f'{row.file or row.source}: {row.done}')
+    return 2 if (done.done=='failed').any() else 0
 
 def _standardize(o): save_table(Standardizer(o.weights).fit_transform(_read(o.table, 'keypoints')), o.out)
 
@@ -208,7 +215,10 @@ _ARGUMENTS = dict(
     file=(['-o', '--out'], dict(required=True, help='file to write')),
     tracker=(['--tracker'], dict(default='auto', help='auto, face-alignment, mediapipe or dlib')),
     fps=(['--fps'], dict(type=float, help='frames a second, if the file is wrong or silent about it')),
-    subject=(['--subject'], dict(help='name of the person (default: the name of the file)')),
+    tables_out=(['-o', '--out'], dict(required=True, help='a table (.parquet, .csv) for one video, else a folder')),
+    jobs=(['--jobs'], dict(type=int, default=1, help='videos at the same time, into a folder (default: 1)')),
+    resume=(['--resume'], dict(action=argparse.BooleanOptionalAction, default=True,
+                               help='into a folder: keep what is finished, go on where it stopped (default)')),
     whose=(['--subject'], dict(dest='whose', help="whose video it is: 'folder' for the name of its folder, a pattern "
                                "with a group such as '(p[0-9]+)_', or one name for all (default: each its own)")),
     neutral=(['--neutral'], dict(default='auto', help='auto, first, lowest_activity, ckplus, disfa, a frame number, '
@@ -236,11 +246,11 @@ _ARGUMENTS = dict(
     aggregate=(['--aggregate'], dict(action='store_true', help='merge the peaks of all scales')),
     no_video=(['--no-video'], dict(action='store_true', help='write no face pixels: points and numbers only')))
 
-# %% ../nbs/14_cli.ipynb #bb676451
+# %% ../nbs/14_cli.ipynb #6cb2ad4f
 _COMMANDS = dict(
     demo=(_demo, 'the whole chain on a simulated video', 'here tracker'),
     run=(_run, 'the whole chain on your videos', 'videos folder units fit whose neutral alpha tracker fps no_video'),
-    track=(_track, 'video to keypoints', 'video file tracker fps subject'),
+    track=(_track, 'videos to keypoints', 'videos tables_out tracker fps whose jobs resume'),
     standardize=(_standardize, 'keypoints to the standard face', 'table file weights'),
     kpm=(_kpm, 'standard face to keypoint motion', 'table file neutral by'),
     fit=(_fit, 'keypoint motion to units', 'tables file settings variance frames'),
