@@ -33,7 +33,12 @@ def as_face(
     image,points = face if pair else (None, face) if _is_points(face) else (face, None)
     if image is None: return None, _keypoints(points)
     image,scale = _reduced(read_image(image) if isinstance(image, (str, os.PathLike)) else image, size)
-    return image, _found(image) if points is None else (_keypoints(points)+.5)*scale-.5
+    if points is None: return image, _found(image)
+    P = (_keypoints(points)+.5)*scale-.5; inside = ((P>=0) & (P<=np.array(image.shape[1::-1])-1)).all(1).mean()
+    if not inside or not np.ptp(P, axis=0).min()>2: raise ValueError(
+        f'{100*inside:.0f} % of the keypoints lie in the photograph, on {np.ptp(P, axis=0).round(1)} pixels: '
+        'they must be pixels of this picture')
+    return image, P
 
 def _is_points(face): return hasattr(face, 'columns') or np.shape(face) in ((68, 2), (1, 68, 2), (136,), (1, 136))
 
@@ -47,15 +52,22 @@ def _keypoints(points):
     return np.reshape(P, (68, 2))
 
 # %% ../nbs/10b_drawing.ipynb #0d4c0c25
+def _from_pil(image):
+    "Pillow would cut off values above 255 of pictures with 16 bits"
+    if image.mode.startswith('I'): return np.asarray(image).astype(np.uint16)
+    return image if image.mode in ('L', 'RGB', 'RGBA', 'F') else image.convert('RGB')
+
 def _reduced(image, size):
     "A checked photograph of at most `size` pixels a side, and the factors (x, y) by which it shrank"
     import cv2
-    if hasattr(image, 'getbands') and image.mode not in ('L', 'RGB', 'RGBA'): image = image.convert('RGB')      # PIL
+    if hasattr(image, 'getbands'): image = _from_pil(image)
     a = np.asarray(image); kinds = np.uint8, np.uint16, np.float32, np.float64
     if a.dtype not in kinds or a.ndim not in (2, 3) or a.shape[2:] not in ((), (1,), (3,), (4,)) or min(a.shape)==0:
         raise ValueError('a photograph must be (h, w), (h, w, 3) or (h, w, 4), of 8 or 16 bits or floating point; '
                          f'found shape {a.shape}, type {a.dtype}')
     if a.dtype.kind=='f' and not np.isfinite(a).all(): raise ValueError('the photograph holds NaN or infinite values')
+    if not (isinstance(size, (int, np.integer)) and size>=16) or min(a.shape[:2])<2:
+        raise ValueError(f'a photograph needs at least 2 x 2 pixels, and size 16 or more; found {a.shape}, {size!r}')
     (h, w), most = a.shape[:2], max(a.shape[:2])
     if most<=size: return a, np.ones(2)
     new = np.maximum(np.round(np.array([w, h])*size/most), 1).astype(int)
@@ -82,7 +94,8 @@ def _found(image):
 def _rows(wanted, names, k):
     "Row numbers of units given as rows or names"
     for u in np.atleast_1d(np.asarray(wanted, dtype=object)):
-        row = names.index(u) if u in names else int(u[2:])-1 if str(u)[:2]=='AU' and u[2:].isdigit() else u
+        number = int(u[2:]) if str(u)[:2]=='AU' and u[2:].isdigit() else 0
+        row = names.index(u) if u in names else number-1 if number else u
         if not isinstance(row, (int, np.integer)) or not -k<=row<k: raise ValueError(
             f'unit {u!r} is not among the {k} units: give a row from 0 to {k-1}, or a name such as {names[0]} or AU{k}')
         yield int(row)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .template import COLUMNS, as_points, as_table, missing_points, stack
+from .template import COLUMNS, as_matrix, as_points, as_table, missing_points, stack
 
 # %% ../nbs/03c_formats.ipynb #3d55622f
 _LAYOUTS = {68: np.arange(68), 66: np.setdiff1d(np.arange(68), [60, 64]), 51: np.arange(17, 68),
@@ -164,6 +164,7 @@ def _head(path):
     try:
         with path.open('rb') as f: line = f.readline(1_000_000).decode('utf-8-sig')
         if '\0' in line: raise ValueError('it holds no text')
+        if len(line)>=1_000_000: raise ValueError('its first line does not end within a million characters')
         line = re.split('[\r\n]', line)[0]; sep = max(',;\t', key=line.count)
         how = dict(sep=sep, decimal=',') if sep==';' else dict(sep=sep)
         names = next(csv.reader([line], delimiter=sep, skipinitialspace=True), None)
@@ -179,6 +180,8 @@ def _read_columns(path, wanted, text=()):
     "The columns of a wide file whose name is `wanted(name)`: numbers, except those in `text`"
     names, how = _head(path); as_text = {c: 'str' for c in names if c.strip() in text}
     used = pd.Index([c.strip() for c in names if wanted(c.strip())])
+    if not len(used) or len(names)>20_000: raise ValueError(
+        f'{path.name} has {len(names)} columns, {len(used)} of use; its header begins with {", ".join(names)[:60]!r}')
     if used.has_duplicates: raise ValueError(f'{path.name} has two columns called {used[used.duplicated()][0]}')
     try:
         with path.open('rb') as f:
@@ -231,7 +234,7 @@ def _whole(t, frames, name):
 # %% ../nbs/03c_formats.ipynb #52a0689e
 def _pair(t, found, who, name, notes, keep, **facts):
     "Keypoint table and labels of one face; where it is not `found`, all but the columns `keep` is NaN"
-    P = as_points(t[COLUMNS]); P[~found] = np.nan
+    P = as_matrix(t[COLUMNS], finite=False).reshape(-1, 2, 68).transpose(0, 2, 1).copy(); P[~found] = np.nan
     table = as_table(_clean(P, name, notes), *who, t.index, **facts)
     labels = t.drop(columns=[c for c in t if c in COLUMNS]).astype(float).set_axis(table.index, axis=0)
     labels.loc[~found, [c for c in labels if c not in keep]] = np.nan
@@ -253,8 +256,8 @@ def _rate(t):
 # %% ../nbs/03c_formats.ipynb #08963c63
 def _believed(fps, name, notes):
     "The frame rate, or None where it is unlikely"
-    if fps is None or fps<=500: return fps
-    _note(notes, 'time stamps with an unlikely frame rate, attrs["fps"] is None (give fps= if you know it)',
+    if fps is None or .1<=fps<=500: return fps
+    _note(notes, 'time stamps with an unlikely frame rate (in seconds?), attrs["fps"] is None (fps= gives one)',
           f'{name} ({fps:g} a second)')
 
 # %% ../nbs/03c_formats.ipynb #a7abc582
@@ -317,6 +320,8 @@ def load_openface(
     n_jobs:int=None,            # Files read at the same time; None: one for each processor, at most 8
 ):                              # Keypoint table in pixels, or (table, labels) with the same index
     "Keypoints from OpenFace"
+    if not (isinstance(min_confidence, (int, float)) and 0<=min_confidence<=1):
+        raise ValueError(f'min_confidence must be between 0 and 1; got {min_confidence!r}')
     files, root = _files(path, '.csv'); who = lambda f: _who(f, root, subject)
     files = _chosen(files, subjects, lambda f: who(f)[0])
     read = lambda f, notes: _openface(f, who(f), face, min_confidence, fps, notes)

@@ -10,7 +10,7 @@ __all__ = ['muscles_svg', 'Ballot', 'explain', 'VotingPanel', 'RULES', 'check_un
            'model_hash', 'percent_agreement', 'published_votes', 'unit_hash']
 
 # %% ../nbs/12_interpretability.ipynb #8132afeb
-import hashlib, html
+import hashlib, html, unicodedata
 from pathlib import Path
 from base64 import b64encode
 
@@ -54,8 +54,9 @@ class Ballot:
         votes='votes.csv',      # File for the votes of all voters on this model
         voter:str='voter',      # Who votes: any text
     ):
-        self.model, self.path, self.voter = model, Path(votes), str(voter)
-        if self.voter.strip() in ('', 'majority'):          # a column of the results
+        voter = '' if voter is None else unicodedata.normalize('NFC', str(voter)).strip()
+        self.model, self.path, self.voter = model, Path(votes), voter
+        if self.voter in ('', 'majority'):          # a column of the results
             raise ValueError(f"a voter needs a name, any but 'majority'; got {self.voter!r}")
         names, mark = _units(model)[0], model_hash(model)
         key = lambda n: hashlib.sha256(f'{self.voter}\0{mark}\0{n}'.encode('utf-8', 'backslashreplace')).digest()

@@ -90,6 +90,7 @@ def shift_field(
     "The shift from each pixel of the morphed image to its place in the image"
     import cv2
     (p, t), (w, h) = _pairs(points, targets), size
+    if not min(w, h)>=2: raise ValueError(f'a picture needs at least 2 x 2 pixels; found {w} x {h}')
     if kernel not in _NODES: raise ValueError(f"kernel must be 'linear' or 'thin_plate_spline'; got {kernel!r}")
     edge = _border(w, h); nx, ny = (max(2, int(np.ceil(n/(step or max(w, h)/_NODES[kernel])))+1) for n in (w, h))
     centers = np.r_[t, edge]; weights = _weights(centers, np.r_[p-t, 0*edge], kernel)

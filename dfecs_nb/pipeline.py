@@ -76,10 +76,12 @@ def person_of(
         if known: return str(known[0])
         raise ValueError(f'subject does not say whose video {path.name} is; it knows {", ".join(map(str, subject))}')
     if subject=='folder': return path.resolve().parent.name
-    if '(' not in subject: return str(subject)
-    found = re.search(subject, path.name)
+    if '(' not in str(subject): return str(subject)
+    try: found = re.search(subject, path.name)
+    except re.error as e: raise ValueError(f'subject {subject!r} is no pattern that can be searched for: {e}') from None
     if found and found.groups() and found[1]: return found[1]
-    raise ValueError(f'subject {subject!r} does not find a person in the name {path.name}')
+    raise ValueError(f'subject {subject!r} is a pattern, since it has brackets, and does not find a person in the '
+                     f'name {path.name}')
 
 # %% ../nbs/13b_pipeline.ipynb #fca1c133
 def track_videos(
@@ -249,7 +251,8 @@ def facts(
     for name,t in a.keypoints.items():
         k,V = as_matrix(a.kpm[name]), a.activations[name].to_numpy(); ok = ~np.isnan(k).any(1)
         explained = a.model.score(k, alpha=a.alpha) if k[ok].any() else np.nan; fps = t.attrs.get('fps') or np.nan
-        rows[name] = {'frames': len(t), 'with a face': int(ok.sum()), 'frames a second': round(fps, 2),
+        rows[name] = {'person': t.index[0][0], 'frames': len(t), 'with a face': int(ok.sum()),
+                      'frames a second': round(fps, 2),
                       'neutral face': _neutral_words(a.kpm[name].attrs),
                       'tracker': f"{t.attrs.get('tracker')} {t.attrs.get('tracker_version', '')}".strip(),
                       'variance explained (frobenius, %)': round(explained, 1),

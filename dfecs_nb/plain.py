@@ -16,7 +16,7 @@ import pandas as pd
 
 from .template import INDEX, as_table
 from .formats import _LAYOUTS, _SIZES, to_68
-from .formats import _chosen, _clean, _files, _gather, _head, _missing, _note, _rate, _read_columns, _who
+from .formats import _chosen, _clean, _files, _believed, _gather, _head, _missing, _note, _rate, _read_columns, _who
 
 # %% ../nbs/03ca_plain.ipynb #780ab8b9
 def _to_pixels(P, size, name):
@@ -52,6 +52,7 @@ def _recordings(facts, P, who, size, fps, name, notes, **attrs):
             raise ValueError(f'{name}: frame {twice[0]} of subject {s}, video {v} stands in more than one row; '
                              'if these are several recordings, name them in subject and video')
         rate = _rate(facts.iloc[order].set_axis(f)) if fps is None and 'timestamp' in facts else fps
+        rate = _believed(rate, name, notes) if fps is None else fps
         table = as_table(P[order], s, v, f, fps=rate, size=size, **attrs)
         out.append((table, pd.DataFrame(index=table.index)))
     return out
@@ -154,7 +155,7 @@ def _arrays(path):
 def _as_points(A, layout, name):
     "An array of points in any accepted shape as `(n, m, 2)`"
     if A.dtype.kind not in 'iuf': raise ValueError(f'{name}: points must be numbers; found {A.dtype}')
-    if not len(A): raise ValueError(f'{name} holds no frames: its shape is {A.shape}')
+    if not A.size: raise ValueError(f'{name} holds no frames: its shape is {A.shape}')
     if A.ndim==2 and A.shape[0] in _LAYOUTS and A.shape[1] in (2, 3): A = A[None]
     if A.ndim==3 and A.shape[1] in _LAYOUTS and A.shape[2] in (2, 3): return A[..., :2].astype(float)
     if A.ndim!=2 or A.shape[1]/2 not in _LAYOUTS: raise ValueError(
@@ -262,7 +263,7 @@ _POINT = ('point', 'keypoint', 'landmark')
 def _long(path, point):
     "The same for a long one, which has a row for each point"
     t = _read_columns(path, {*_NAMES, point, 'x', 'y'}.__contains__, _TEXT); facts = _renamed(t)
-    i = t[point].to_numpy(float); first = min(np.nanmin(i, initial=1), 1) if len(i) else 0
+    i = t[point].to_numpy(float); first = 0 if (i==0).any() else 1
     if 'frame' not in facts: raise ValueError(f'{path.name}: a table with a row for each point needs a column frame')
     m = next((m for m in _LAYOUTS if np.array_equal(np.unique(i), first+np.arange(m))), None)
     if m is None: raise ValueError(f'{path.name}: column {point} must count {_SIZES} points, from 0 or from 1')
