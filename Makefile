@@ -17,7 +17,7 @@ BENCH := .venv/.bench-$(SUM)-$(shell cksum < .ci/bench.txt | cut -d' ' -f1)
 BIN   := .venv/bin
 PIP   := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test bench readme docs clean clean-env
+.PHONY: help demo test test-faults bench readme docs clean clean-env
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -27,6 +27,9 @@ demo: $(DEMO) ## The whole pipeline on a simulated video: demo/report.html
 
 test: $(TEST) ## All notebooks and checks; the last line counts them
 	$(BIN)/python .ci/checks.py
+
+test-faults: $(TEST) ## Killed programs, full disks, damaged files (5 minutes)
+	$(BIN)/python .ci/faults.py
 
 bench: $(BENCH) ## Speed and quality against other libraries (10 minutes); WORD=speed runs one of them
 	$(BIN)/python .ci/bench.py $(WORD)
@@ -60,7 +63,7 @@ $(DEMO): | $(VENV)
 $(TEST): | $(VENV)
 	@rm -f .venv/.demo-* .venv/.test-*
 	@echo 'Installing into .venv (a few minutes) ...'
-	@extras=dev,offline,dlib; if $(BIN)/python .ci/torch.py; then extras=$$extras,track; fi; $(PIP) 'setuptools>=77' -e ".[$$extras]"
+	@extras=dev,offline,dlib,dask; if $(BIN)/python .ci/torch.py; then extras=$$extras,track; fi; $(PIP) 'setuptools>=77' -e ".[$$extras]"
 	@touch $@ $(DEMO)
 
 $(BENCH): $(TEST)

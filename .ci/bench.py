@@ -31,6 +31,7 @@ def main():
     env = os.environ | dict(OMP_NUM_THREADS='1', MPLBACKEND='agg')      # set before numpy is loaded
     data = ROOT.parent/'shared'/'data'
     if data.is_dir(): env.setdefault('DFECS_DATA', str(data))           # recorded faces, if they are there
-    return any([subprocess.run([sys.executable, __file__, '--one', b], cwd=ROOT, env=env).returncode for b in books])
+    alone = [sys.executable, '-P', __file__, '--one']                   # -P: torch is not the torch.py of this folder
+    return any([subprocess.run([*alone, b], cwd=ROOT, env=env).returncode for b in books])
 
 if __name__ == '__main__': sys.exit(main())

@@ -266,19 +266,87 @@ def pages():
     with tempfile.TemporaryDirectory(prefix='dfecs_nb-') as tmp:
         return python('.ci/pages.py', tmp).splitlines()[-1].split(' in ')[0]
 
+def shown():
+    "The commands in README.md, CONTRIBUTING.md, the lessons and the teacher's page, each once, without comments"
+    texts, lines = [(ROOT/f).read_text(encoding='utf-8') for f in ('README.md', 'CONTRIBUTING.md')], []
+    for book in [*sorted((ROOT/'nbs/tutorials').glob('*.ipynb')), ROOT/'nbs/teaching.ipynb']:
+        for c in json.loads(book.read_text(encoding='utf-8'))['cells']:
+            if c['cell_type'] == 'markdown': texts.append(''.join(c['source']))
+            else: lines += re.findall(r'(?m)^\s*[%!]\s*(\w.*)$', ''.join(c['source']))
+    fence = r'(?ms)^```(\w*)\n(.*?)^```'
+    inline = r'([A-Z_]+=\S+ )*(make |pip |git |export |\.venv/bin/|dfecs .*--help)'     # in running text
+    for text in texts:
+        blocks = [body for language, body in re.findall(fence, text) if language in ('bash', 'sh', 'console')]
+        lines += [part for body in blocks for line in body.splitlines() for part in line.split(' #')[0].split('&&')]
+        lines += [part for part in re.findall(r'`([^`\n]+)`', re.sub(fence, '', text)) if re.match(inline, part)]
+    return [line for line in dict.fromkeys(map(str.strip, lines)) if line]
+
+def program(line):
+    "The program of a command and its arguments, without variables before it and without `.venv/bin/`"
+    words = shlex.split(line)
+    while re.fullmatch(r'[A-Z_]+=.*', words[0]): words.pop(0)
+    return words[0].removeprefix('.venv/bin/'), words[1:]
+
+def repository():
+    return tomllib.loads((ROOT/'pyproject.toml').read_text(encoding='utf-8'))['project']['urls']['Repository']
+
+def cloned(url, tmp):
+    "Clone the repository itself in the place of its address; what the note says if this is no repository"
+    if url != repository(): raise Failed(f'git clone {url}: the repository is {repository()}')
+    if not (ROOT/'.git').exists(): return 'git clone not run: no repository here'
+    run('git', 'clone', '--quiet', '--depth', 1, ROOT.as_uri(), url.split('/')[-1], cwd=tmp)
+    run('make', '-n', 'demo', cwd=tmp/url.split('/')[-1])
+    return 'git clone run on this repository'
+
+def installs(words, top):
+    "Do the requirements and extras of a `pip install` exist? This project's own metadata are made, nothing is fetched"
+    from packaging.requirements import Requirement
+    words = [w for w in words[1:] if w not in ('-q', '-e', '--quiet')]
+    known = {'setuptools', *(Requirement(v).name for v in sum(promised().values(), []))}
+    while '-c' in words:
+        at = words.index('-c')
+        if not (ROOT/words[at+1]).is_file(): raise Failed(f'{words[at+1]} is not there')
+        del words[at:at+2]
+    for word in words:
+        r = Requirement(word.replace('.', settings()['lib_name'], 1) if word.startswith('.') else word)
+        ours = r.name == settings()['lib_name']
+        if not ours and r.name not in known: raise Failed(f'{r.name} is in no list of settings.ini')
+        if ours and r.extras - promised().keys(): raise Failed(f'{word}: settings.ini lists no such extra')
+        if r.url and r.url != 'git+' + repository(): raise Failed(f'{word}: the repository is {repository()}')
+        if word.startswith('.'):
+            out = python('-m', 'pip', 'install', '-q', '--dry-run', '--no-deps', '--no-index', '--no-build-isolation',
+                         word, cwd=top)
+            if 'does not provide' in out: raise Failed(out)
+
+def exists(name, words):
+    "Is the program installed beside this Python, and are the files that it is given there?"
+    if not Path(sys.executable).with_name(name).exists(): raise Failed(f'{name} is not installed')
+    gone = [w for w in words if re.fullmatch(r'[\w./-]+\.(py|ipynb|txt)', w) and not (ROOT/w).exists()]
+    if gone: raise Failed(f'{gone[0]} is not there')
+
 def commands():
-    "The `dfecs` commands that README.md and the lessons show run as they stand, in a folder with short videos"
-    texts = [(ROOT/'README.md').read_text(encoding='utf-8')]
-    for book in sorted((ROOT/'nbs/tutorials').glob('*.ipynb')):
-        found = json.loads(book.read_text(encoding='utf-8'))['cells']
-        texts += [''.join(c['source']) for c in found if c['cell_type'] == 'markdown']
-    shown = dict.fromkeys(m for text in texts for m in re.findall(r'(?m)^(?:\.venv/bin/)?(dfecs [^#\n]+)', text))
-    with tempfile.TemporaryDirectory(prefix='dfecs_nb-') as tmp:
-        for video in sorted({m for line in shown for m in re.findall(r'[\w/]+\.mp4', line)}):
+    "Every shown command is run, or where that would install or take long, looked up; `dfecs` runs on short videos"
+    lines, ran, looked, notes = shown(), 0, 0, []
+    with tempfile.TemporaryDirectory(prefix='dfecs_nb-') as tmp, copied() as top:
+        tmp = Path(tmp)
+        for video in sorted({m for line in lines for m in re.findall(r'[\w/]+\.mp4', line)}):
             python('-c', 'import sys; from dfecs_nb.simulation import simulate_video as make; '
                    'make(sys.argv[1], seconds=6, size=320)', video, cwd=tmp)
-        for line in shown: tool(*shlex.split(line), cwd=tmp)
-    return f'{len(shown)} commands'
+        for line in lines:
+            name, words = program(line)
+            try:
+                if name == 'dfecs': tool(name, *words, cwd=tmp)
+                elif name.startswith('python') and words[:2] == ['-m', 'venv']: python(*words, cwd=tmp)
+                elif name == 'git' and words == ['clone']: continue             # the command as such
+                elif name == 'git' and words[0] == 'clone': notes.append(cloned(words[1], tmp))
+                elif name == 'make': run('make', '-n', *words, cwd=top)
+                elif name == 'pip' and words[0] == 'install': installs(words, top)
+                elif name == 'cd': assert words == [settings()['repo']], f'the folder is {settings()["repo"]}'
+                elif name != 'export': exists(name, words)
+            except (Failed, AssertionError, ValueError) as e: raise Failed(f'{line}\n{e}') from None
+            if name == 'dfecs' or 'venv' in words: ran += 1
+            else: looked += 1
+    return f'{ran} run, {", ".join(notes)}; {looked} others (make, pip, .venv/bin) tried dry or looked up'
 
 # --- the run
 

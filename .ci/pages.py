@@ -1,7 +1,8 @@
 """Builds the documentation pages without Quarto: nbdev processes the notebooks, nbconvert writes the pages.
 
-Finds broken exported cells, missing titles, dead links between pages and notebooks that the sidebar forgets.
-The site itself is built by Quarto (`nbdev-docs`); these pages have the same names and content in plain dress."""
+Finds broken exported cells, missing or overfull titles, dead links between pages, notebooks that the sidebar forgets.
+The site itself is built by Quarto (`nbdev-docs`); these pages have the same names and content, a sidebar in the same
+order, a search in titles and headings, and light and dark colors (pages.css and pages.js, beside this file)."""
 import argparse, html, json, os, re, shutil, sys, tomllib, traceback, warnings
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -12,7 +13,24 @@ from readme import page_of
 
 ROOT = Path(__file__).resolve().parent.parent
 URLS = tomllib.loads((ROOT/'pyproject.toml').read_text(encoding='utf-8'))['project']['urls']
-NAV = 'font: 14px sans-serif; padding: 8px 24px; border-bottom: 1px solid #ccc; line-height: 1.8'
+HERE = Path(__file__).resolve().parent
+CELLS = """{% extends 'basic/index.html.j2' %}
+{% block in_prompt %}{% endblock %}{% block output_area_prompt %}{% endblock %}
+{% block input_group %}{% if cell.metadata.fold %}<details class="fold"><summary>{{ cell.metadata.fold }}</summary>
+{{ super() }}</details>{% else %}{{ super() }}{% endif %}{% endblock %}"""
+SHELL = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title><link rel="stylesheet" href="{up}pages.css"><script src="{up}pages.js" defer></script>{math}
+</head>
+<body data-up="{up}"><input type="checkbox" id="menu"><label for="menu">Menu</label>
+<nav class="side">{side}</nav><main>{body}<nav class="steps">{steps}</nav></main></body></html>"""
+MATH = """<script>MathJax = {tex: {inlineMath: [['$', '$']]}}</script>
+<script src="https://cdn.jsdelivr.net/npm/mathjax@3/es5/tex-chtml.js" async></script>"""
+
+def overfull(nb):
+    "What stands in the title cell beside title, subtitle and options: nbdev drops it without a word"
+    first = next((c.source for c in nb.cells if c.cell_type == 'markdown' and re.match(r'#\s', c.source)), '')
+    return re.sub(r'^#\s.*\n*(?:>.*\n*)*(?:-\s*[\w-]+:.*\n*)*', '', first).strip()
 
 def plain(cell):
     "A processed cell in notebook form again, without directives"
@@ -24,11 +42,12 @@ def plain(cell):
     directives = dict(re.findall(r'(?m)^#\|\s*([\w-]+):\s*(.*)', source))
     outputs = [] if directives.get('output') == 'false' else cell.get('outputs', [])
     hidden = {'transient': {'remove_source': True}} if directives.get('echo') == 'false' else {}
+    if directives.get('code-fold') == 'true': hidden['fold'] = directives.get('code-summary', 'Code').strip('"')
     source = re.sub(r'(?m)^#\|.*\n?', '', source)
     return dict(cell_type='code', metadata=hidden, execution_count=None, outputs=outputs, source=source)
 
 def page(path, dest, links):
-    "Build the page of the notebook `path` (relative to nbs); gives the error, None if all went well"
+    "Build the page of the notebook `path` (relative to nbs); gives what is wrong, and its headings {anchor: text}"
     import nbformat
     from fastcore.nbio import read_nb
     from nbconvert import HTMLExporter
@@ -37,29 +56,60 @@ def page(path, dest, links):
     warnings.simplefilter('ignore')
     try:
         nb = read_nb(ROOT/'nbs'/path)
+        if lost := overfull(nb): return f'{path}: the title cell holds more than title and subtitle: {lost[:60]!r}', {}
         FilterDefaults()(nb)
         front = getattr(nb, 'frontmatter_', None) or {}
-        if 'title' not in front: return f'{path}: no title; begin with a cell `# Title`, an empty line, `> subtitle`'
-        cells = [plain(c) for c in nb.cells if c.source]
+        if 'title' not in front: return f'{path}: no title; begin with the cell `# Title`, empty line, `> subtitle`', {}
+        cells = [plain(c) for c in nb.cells if c.source and not re.fullmatch(r'---\n[\w-]+:.*\n---', c.source.strip())]
         doc = nbformat.from_dict(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=4))
         doc = nbformat.v4.rwbase.rejoin_lines(doc)
         nbformat.validate(doc)
-        body, _ = HTMLExporter().from_notebook_node(doc, resources={'metadata': {'name': front['title']}})
+        exporter = HTMLExporter()
+        exporter.raw_template = CELLS
+        body, _ = exporter.from_notebook_node(doc)
         up = '../'*(len(path.parts)-1)
-        nav = menu(links, up)
-        body = re.sub(r'(<body[^>]*>)', lambda m: f'{m[1]}<nav style="{NAV}">{nav}</nav>', body, count=1)
+        body = relink(body, up)
+        words = ''.join(c['source'] for c in cells if c['cell_type'] == 'markdown')
+        math = MATH if re.search(r'\$[^$\n]+\$', words) else ''
+        here = page_of(path).as_posix()
+        text = SHELL.format(title=html.escape(front['title']), up=up, math=math, body=body,
+                            side=menu(links, up, here), steps=steps(links, up, here))
         out = dest/page_of(path)
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(relink(body, up), encoding='utf-8')
+        out.write_text(text, encoding='utf-8')
+        return None, {a: html.unescape(re.sub(r'<[^>]+>', '', h)) for a, h in
+                      re.findall(r'<h[23] id="([^"]*)">(.*?)</h[23]>', body, flags=re.S)}
     except Exception as e:
         where = '' if e.__cause__ else '\n' + ''.join(traceback.format_exc().splitlines(True)[-12:])
-        return f'{path}: {type(e).__name__}: {e}{where}'
+        return f'{path}: {type(e).__name__}: {e}{where}', {}
 
-def menu(links, up):
-    "The pages by section, folded; the first one is always in view"
-    def row(pages): return ' · '.join(f'<a href="{up}{target}">{html.escape(text)}</a>' for target, text in pages)
-    rows = ''.join(f'<div><b>{html.escape(section)}</b>: {row(pages)}</div>' for section, pages in links.items())
-    return f'{row(next(iter(links.values()))[:1])}<details><summary>all pages</summary>{rows}</details>'
+def menu(links, up, here):
+    "The pages by section; the section of the page `here` is open"
+    def row(target, text):
+        return f'<li><a href="{up}{target}"{" class=here" if target == here else ""}>{html.escape(text)}</a></li>'
+    parts = [f'<details{" open" if any(p[0] == here for p in pages) else ""}><summary>{html.escape(section)}</summary>'
+             f'<ul>{"".join(row(*p) for p in pages)}</ul></details>' for section, pages in links.items()]
+    first, name = next(iter(links.values()))[0]
+    search = '<input type="search" id="search" placeholder="Search" aria-label="Search titles and headings">'
+    return f'<a class="brand" href="{up}{first}">{html.escape(name)}</a>{search}<ul id="found"></ul>{"".join(parts)}'
+
+def steps(links, up, here):
+    "Links to the page before and the page after, in reading order"
+    pages = sum(links.values(), [])
+    i = [p[0] for p in pages].index(here) if here in [p[0] for p in pages] else None
+    if i is None: return ''
+    near = [(pages[k], mark) for k, mark in ((i-1, '← {}'), (i+1, '{} →')) if 0 <= k < len(pages)]
+    return ''.join(f'<a href="{up}{target}">{mark.format(html.escape(text))}</a>' for (target, text), mark in near)
+
+def dress(dest, found, links):
+    "Writes what the pages share: colors of code, layout, and the search's list of pages and headings"
+    from pygments.formatters import HtmlFormatter
+    light, dark = (HtmlFormatter(style=s).get_style_defs('.highlight') for s in ('default', 'github-dark'))
+    code = f'{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n'
+    (dest/'pages.css').write_text(code + (HERE/'pages.css').read_text(encoding='utf-8'), encoding='utf-8')
+    index = [[target, text, list(found.get(target, {}).items())] for pages in links.values() for target, text in pages]
+    js = (HERE/'pages.js').read_text(encoding='utf-8')
+    (dest/'pages.js').write_text(f'const PAGES = {json.dumps(index, ensure_ascii=False)};\n{js}', encoding='utf-8')
 
 def heading_id(text):
     "The anchor that Quarto gives a heading"
@@ -69,6 +119,7 @@ def heading_id(text):
 def relink(body, up):
     "Links to notebooks and to the site's address become links to pages, with anchors as Quarto makes them"
     body = body.replace(f'href="{URLS["Documentation"]}', f'href="{up}')
+    body = re.sub(r'(<a [^>]*)>source</a>\{[^}]*\}', r'\1 class="source">source</a>', body)    # attributes for Quarto
     def heading(m): return f'<{m[1]} id="{heading_id(m[2])}">{m[2]}</{m[1]}>'
     def link(m):
         if re.match(r'[a-z]+:|//', m[1]): return m[0]
@@ -81,7 +132,7 @@ def dead_links(dest):
     out, text = [], {p: p.read_text(encoding='utf-8') for p in sorted(dest.rglob('*.html'))}
     blob = URLS['Repository'] + '/blob/main/'
     for p, body in text.items():
-        body = re.sub(r'<nav style=.*?</nav>', '', body, flags=re.S)
+        body = re.sub(r'<nav class=.*?</nav>', '', body, flags=re.S)
         for url in sorted(set(re.findall(r'<(?:a|img)\b[^>]*?(?:href|src)="([^"]+)"', body))):
             path, _, anchor = html.unescape(url).partition('#')
             if path.startswith(blob): ok = (ROOT/path.removeprefix(blob)).exists()
@@ -121,7 +172,9 @@ def build(dest):
     links = {section: [(page_of(b).as_posix(), title(b)) for b in pages] for section, pages in order.items()}
     sys.path.insert(0, str(ROOT))
     with ProcessPoolExecutor(2, mp_context=get_context('spawn')) as pool:
-        wrong += [e for e in pool.map(page, books, [dest]*len(books), [links]*len(books)) if e]
+        done = list(pool.map(page, books, [dest]*len(books), [links]*len(books)))
+    wrong += [e for e, _ in done if e]
+    dress(dest, {page_of(b).as_posix(): heads for b, (_, heads) in zip(books, done)}, links)
     for f in (ROOT/'nbs').rglob('*'):
         if f.suffix in {'.png', '.svg', '.jpg', '.css'}:
             (dest/f.relative_to(ROOT/'nbs')).parent.mkdir(parents=True, exist_ok=True)

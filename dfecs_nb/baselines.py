@@ -16,8 +16,8 @@ from fastcore.basics import patch
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from .encoding import UnitsMixin, encode
-from .facs import (COMBINATIONS, LABEL, MUSCLES, FACSUnits, _only_kpm, facs_table, facs_unit, muscle_units,
+from .encoding import UnitsMixin, encode, only_kpm
+from .facs import (COMBINATIONS, LABEL, MUSCLES, FACSUnits, facs_table, facs_unit, muscle_units,
                            parse_combination)
 from .template import as_matrix, keypoint_mask, like, missing_points, points_there
 
@@ -46,9 +46,10 @@ def _n_axes(n_components, variance, curve):
                          f'got {n_components!r}')
     return int(n_components)
 
+# %% ../nbs/09_baselines.ipynb #bce7d9bb
 def _complete(X):
     "Rows without missing values, zero in points that the source does not have; lost frames teach nothing"
-    _only_kpm(X); M = as_matrix(X); M = np.where(points_there(X), M, 0) if missing_points(X) else M
+    only_kpm(X); M = as_matrix(X); M = np.where(points_there(X), M, 0) if missing_points(X) else M
     if np.isinf(M).any(): raise ValueError(f'X holds infinite values in {np.isinf(M).any(1).sum()} frames')
     M = M[~np.isnan(M).any(1)]
     if not M.any(): raise ValueError('there is nothing to learn from: all frames of X are lost or at rest')
@@ -85,7 +86,7 @@ class PCAUnits(UnitsMixin, BaseEstimator):
 @patch
 def _code(self:PCAUnits, X, alpha):
     "Activations `(n, n_units)`: Eq. 4 in closed form for `[U, −U]`, the projection for signed units"
-    check_is_fitted(self, 'components_'); _only_kpm(X); M = as_matrix(X)
+    check_is_fitted(self, 'components_'); only_kpm(X); M = as_matrix(X)
     a = np.reshape(np.asarray(alpha, float), (-1, 1))
     if len(a) not in (1, len(M)): raise ValueError(f'alpha must be a number, or one a frame ({len(M)}); found {len(a)}')
     if not (a>=0).all(): raise ValueError(f'alpha must not be negative; found {a.min()}')
@@ -94,6 +95,7 @@ def _code(self:PCAUnits, X, alpha):
     V = np.where(np.tile(keypoint_mask(self.missing_points_), 2), 0, M-self.mean_) @ self.components_.T
     return V if self.signed else np.maximum(V-a/2, 0)
 
+# %% ../nbs/09_baselines.ipynb #34b8dd95
 def _code_some(self, M, there, a):
     "Activations where points are missing that the units have: axes are no longer at right angles"
     M,D = (M-self.mean_)[:, there],self.components_[:, there]

@@ -17,6 +17,7 @@ import pandas as pd
 from . import __version__
 from .template import FIXED, as_points, atomic, load_table, save_table, stack
 from .registration import Standardizer
+from .folders import TableFolder
 from .kpm import keypoint_motion, sample_frames
 from .ffm import FullFaceModel, sample_units
 from .pipeline import ERRORS, analyze, one_line, person_of, track_videos, write_results
@@ -35,6 +36,7 @@ def _close(a):
     for m in a.failed.values(): print(f'dfecs: {m}', file=sys.stderr)
     return 2 if a.failed else 0
 
+# %% ../nbs/14_cli.ipynb #1df3d45b
 def _counted(table): return f'{len(table)} frames, {int(table.notna().all(axis=1).sum())} with a face'
 
 # %% ../nbs/14_cli.ipynb #876dd9b4
@@ -48,15 +50,37 @@ def _run(o):
         _say(f'report: {page}')
     return _close(a)
 
-# %% ../nbs/14_cli.ipynb #bb676451
+# %% ../nbs/14_cli.ipynb #41ccf4ef
 def _read(path, stage):
     "A table of this stage"
+    if Path(path).is_dir(): raise ValueError(f'{path} is a folder; here a table is needed (dfecs kpm takes a folder of '
+                                             'keypoints as it is)')
     table = load_table(path); found = table.attrs.get('stage')
     if found not in (None, stage): raise ValueError(f"{path} is a table of stage '{found}'; expected stage '{stage}'")
     if found is None and stage=='kpm' and np.nanmedian(np.abs(as_points(table)[:, FIXED]))>20:
         raise ValueError(f'{path} does not hold keypoint motion: eye corners and jaw ends, which never move, do')
     return table
 
+# %% ../nbs/14_cli.ipynb #c4f9ab91
+def _read_any(path, stage):
+    "A table of this stage, or a folder of such tables"
+    if not Path(path).is_dir(): return _read(path, stage)
+    folder = TableFolder(path); found = folder.attrs.get('stage')
+    if found not in (None, stage): raise ValueError(
+        f"{path} is a folder of tables of stage '{found}'; expected stage '{stage}'")
+    return folder
+
+def _into(out):
+    "A folder for results"
+    if Path(out).suffix in ('.parquet', '.csv'): raise ValueError(f'{out} is one table; a folder of tables needs a '
+                                                                  'folder: -o results/')
+    return _folder(out)
+
+def _sampled(folder, n):
+    "At most `n` frames with a face from a folder, drawn part by part"
+    return sample_frames(stack(sample_frames(p.table(), -(-2*n*p.n//len(folder))) for p in folder.parts), n)
+
+# %% ../nbs/14_cli.ipynb #8fd87e04
 def _track(o):
     if Path(o.out).suffix not in ('.parquet', '.csv'): return _track_all(o)
     if len(o.videos)>1: raise ValueError(f'{o.out} is one table; several videos need a folder: -o tables/')
@@ -71,22 +95,50 @@ def _track_all(o):
     for row in done.itertuples(): _say(f'{row.file or row.source}: {row.done}')
     return 2 if (done.done=='failed').any() else 0
 
+# %% ../nbs/14_cli.ipynb #3dc95495
 def _standardize(o): save_table(Standardizer(o.weights).fit_transform(_read(o.table, 'keypoints')), o.out)
 
-def _kpm(o): save_table(keypoint_motion(_read(o.table, 'standard'), _neutral(o.neutral), by=o.by), o.out)
+def _kpm(o):
+    if Path(o.table).is_dir(): return _kpm_folder(o)
+    save_table(keypoint_motion(_read(o.table, 'standard'), _neutral(o.neutral), by=o.by), o.out)
 
-# %% ../nbs/14_cli.ipynb #7acfb943
+def _kpm_folder(o):
+    from dfecs_nb.studies import study_motion
+    asked = TableFolder(o.table)
+    done = study_motion(asked, _into(o.out), _neutral(o.neutral), o.by, progress=o.progress)
+    _say(f'{o.out}: {len(done)} frames in {len(done.files)} files')
+    return 2*(len(done.files)<len({p.file for p in asked.parts}))
+
+# %% ../nbs/14_cli.ipynb #bb676451
 def _fit(o):
-    kpm = sample_frames(stack(_read(t, 'kpm') for t in o.tables), o.frames)
     setup = None if o.settings=='search' else o.settings
-    model = FullFaceModel(o.variance, setup, setup, n_jobs=2, progress=o.progress).fit(kpm)
+    kpm = _to_learn([_read_any(t, 'kpm') for t in o.tables], o.frames)
+    model = FullFaceModel(o.variance, setup, setup, missing='drop', n_jobs=2, progress=o.progress).fit(kpm)
     model.save(o.out); ve = f'variance explained {model.variance_:.1f} % (frobenius)'
     _say(f'{o.out}: {len(model.components_)} units from {len(kpm)} frames, {ve}')
 
-def _encode(o):
-    model = FullFaceModel.load(o.units) if o.units else sample_units()
-    save_table(model.transform(_read(o.table, 'kpm'), alpha=o.alpha), o.out)
+def _to_learn(tables, n):
+    "A sample of `n` frames, or all of them (a single folder as it is)"
+    if n=='all' and len(tables)==1: return tables[0]
+    if n=='all': return stack(t for X in tables for t in _pieces(X))
+    return sample_frames(stack(_sampled(X, n) if isinstance(X, TableFolder) else X for X in tables), n)
 
+def _pieces(X): return [p.table() for p in X.parts] if isinstance(X, TableFolder) else [X]
+
+def _count(text):
+    "A number of frames, or 'all'"
+    if text!='all' and not (text.isdigit() and int(text)): raise argparse.ArgumentTypeError(
+        f"takes a number of frames or 'all'; got {text!r}")
+    return text if text=='all' else int(text)
+
+# %% ../nbs/14_cli.ipynb #98dd3771
+def _encode(o):
+    model = FullFaceModel.load(o.units) if o.units else sample_units(); table = _read_any(o.table, 'kpm')
+    if not isinstance(table, TableFolder): save_table(model.transform(table, alpha=o.alpha), o.out); return
+    done = model.transform(table, alpha=o.alpha, out=_into(o.out))
+    _say(f'{o.out}: {len(done)} frames in {len(done.files)} files')
+
+# %% ../nbs/14_cli.ipynb #6cb2ad4f
 def _scales(text):
     "None, a number of scales, or seconds"
     if text is None or text.isdigit(): return text and int(text)
@@ -96,7 +148,7 @@ def _scales(text):
 def _expressivity(o):
     from dfecs_nb.expressivity import expressivity_table
     if o.aggregate and not o.scales: raise ValueError('--aggregate merges several scales: give --scales as well')
-    table = expressivity_table(_read(o.table, 'activations'), _scales(o.scales), o.aggregate,
+    table = expressivity_table(_read_any(o.table, 'activations'), _scales(o.scales), o.aggregate,
                                fps=o.fps, method=o.method)
     with atomic(o.out) as tmp: table.to_csv(tmp)
 
@@ -109,7 +161,7 @@ def _load_units(path):
         try: return LocalModel.load(path)
         except ValueError: raise e from None
 
-# %% ../nbs/14_cli.ipynb #3dc95495
+# %% ../nbs/14_cli.ipynb #b52bf589
 def _points(text):
     "Keypoints to leave out: the name of a mask, or numbers such as 0-16,60,64"
     from dfecs_nb.evaluation import MASKS
@@ -121,6 +173,7 @@ def _points(text):
     if back: raise ValueError(f'--mask: the range {back[0]} runs backwards; write the smaller keypoint first')
     return sorted({p for e in ends for p in range(int(e[0]), int(e[-1])+1)})
 
+# %% ../nbs/14_cli.ipynb #efbb35ac
 def _by_name(paths, load):
     "{name of the file: what is in it}"
     from dfecs_nb.pipeline import _name
@@ -128,10 +181,11 @@ def _by_name(paths, load):
     for p in paths: out[_name(p, out)] = load(p)
     return out
 
-# %% ../nbs/14_cli.ipynb #41ccf4ef
+# %% ../nbs/14_cli.ipynb #8d7d6fb3
 def _with_faces(path):
     "A table of keypoint motion with at least one face"
-    table = _read(path, 'kpm')
+    table = _read_any(path, 'kpm')
+    if isinstance(table, TableFolder): return table
     if table.isna().to_numpy().all(): raise ValueError(f'{path} holds no frame with a face: nothing to evaluate')
     return table
 
@@ -141,22 +195,27 @@ def _folder(path):
     if not found.is_dir(): raise ValueError(f'--out takes a folder, and {found} is a file: choose another name')
     return Path(path)
 
-# %% ../nbs/14_cli.ipynb #8fd87e04
+# %% ../nbs/14_cli.ipynb #40156090
 def _evaluate(o):
     from dfecs_nb.baselines import FACSUnits
     from dfecs_nb.evaluation import _named, unit_report, ve_curves
     out,mask = _folder(o.out),_points(o.mask)
     models,tests,reports = _by_name(o.models, _load_units),_by_name(o.data, _with_faces),{}
+    few = {t: _sampled(X, 10_100) if isinstance(X, TableFolder) else X for t,X in tests.items()}
     for m,t in [(m, t) for m in models for t in tests]:
-        with _named(m, t): reports[m, t] = unit_report(models[m], tests[t], o.alpha, mask)
+        with _named(m, t): reports[m, t] = unit_report(models[m], few[t], o.alpha, mask)
     if o.facs: models['FACS (geometric)'] = FACSUnits().fit()
     table = ve_curves(models, tests, mask=mask, progress=o.progress)
     for name,text in _evaluation_files(table, reports, o.kind).items():
         with atomic(out/name) as tmp: tmp.write_bytes(text)
-    for (t,m),c in table[(table.by=='count') & (table['kind']==o.kind)].groupby(['test', 'model'], sort=False):
+    _tell_curves(table, o.kind); _say(f'written to {out}: curves.csv, curves.png, curves_l1.png, units.csv')
+
+# %% ../nbs/14_cli.ipynb #ad5c8af3
+def _tell_curves(table, kind):
+    "A line for each model and test: how much is explained with a few units and with all"
+    for (t,m),c in table[(table.by=='count') & (table['kind']==kind)].groupby(['test', 'model'], sort=False):
         best = c.set_index('at').ve; ks = [k for k in (1, 2, 5, 10) if k<best.index[-1]] + [best.index[-1]]
-        _say(f'{t}, {m}: ' + ', '.join(f'{best[k]:.1f} % with {k:g}' for k in ks) + f' units ({o.kind})')
-    _say(f'written to {out}: curves.csv, curves.png, curves_l1.png, units.csv')
+        _say(f'{t}, {m}: ' + ', '.join(f'{best[k]:.1f} % with {k:g}' for k in ks) + f' units ({kind})')
 
 # %% ../nbs/14_cli.ipynb #c8e41e83
 def _evaluation_files(table, reports, kind):
@@ -205,16 +264,22 @@ def _demo(o):
     _say(f"report: {write_results(a, out, 'Demonstration', extra=extra, progress=o.progress)}")
     return _close(a)
 
-# %% ../nbs/14_cli.ipynb #ebb04ebf
+# %% ../nbs/14_cli.ipynb #4115658a
 _ARGUMENTS = dict(
     videos=(['videos'], dict(nargs='+', help='videos, pictures, or folders of pictures')),
     video=(['video'], dict(help='a video, a picture, or a folder of pictures')),
-    table=(['table'], dict(help='table, .parquet or .csv')), tables=(['tables'], dict(nargs='+', help='KPM tables')),
+    table=(['table'], dict(help='table, .parquet or .csv')),
+    source=(['table'], dict(help='table, .parquet or .csv, or a folder of tables')),
+    tables=(['tables'], dict(nargs='+', help='KPM tables, or folders of them')),
     folder=(['-o', '--out'], dict(required=True, help='folder for the results')),
     here=(['-o', '--out'], dict(default='demo', help='folder for the results (default: demo)')),
     file=(['-o', '--out'], dict(required=True, help='file to write')),
+    same=(['-o', '--out'], dict(required=True, help='file to write; for a folder, a folder')),
     tracker=(['--tracker'], dict(default='auto', help='auto, face-alignment, mediapipe or dlib')),
-    fps=(['--fps'], dict(type=float, help='frames a second, if the file is wrong or silent about it')),
+    fps=(['--fps'], dict(type=float, help='frames a second, if the file is wrong or silent about it')))
+
+# %% ../nbs/14_cli.ipynb #ebb04ebf
+_ARGUMENTS |= dict(
     tables_out=(['-o', '--out'], dict(required=True, help='a table (.parquet, .csv) for one video, else a folder')),
     jobs=(['--jobs'], dict(type=int, default=1, help='videos at the same time, into a folder (default: 1)')),
     resume=(['--resume'], dict(action=argparse.BooleanOptionalAction, default=True,
@@ -222,7 +287,10 @@ _ARGUMENTS = dict(
     whose=(['--subject'], dict(dest='whose', help="whose video it is: 'folder' for the name of its folder, a pattern "
                                "with a group such as '(p[0-9]+)_', or one name for all (default: each its own)")),
     neutral=(['--neutral'], dict(default='auto', help='auto, first, lowest_activity, ckplus, disfa, a frame number, '
-                                                 'or a table: one row a person, on the standard face (default: auto)')),
+                                                 'or a table: one row a person, on the standard face (default: auto)')))
+
+# %% ../nbs/14_cli.ipynb #fa0bc6f2
+_ARGUMENTS |= dict(
     by=(['--by'], dict(choices=['subject', 'video'], help='one neutral face for each of these (default: subject, with '
                                                           'ckplus video)')),
     weights=(['--weights'], dict(default='default', help='frontalization weights, .npy')),
@@ -231,13 +299,20 @@ _ARGUMENTS = dict(
     settings=(['--settings'], dict(default='disfa', choices=['disfa', 'bp4d', 'ck+', 'search'],
                                    help="published settings (default: disfa), or 'search' for settings of your own")),
     variance=(['--variance'], dict(type=float, default=95., help='percent explained hoped for (default: 95)')),
-    frames=(['--frames'], dict(type=int, default=10_100, help='frames to learn from (default: 10100)')),
+    frames=(['--frames'], dict(type=_count, default=10_100,
+                               help="frames to learn from (default: 10100), or 'all', block by block from a folder")))
+
+# %% ../nbs/14_cli.ipynb #11f086d0
+_ARGUMENTS |= dict(
     models=(['--units'], dict(nargs='+', required=True, dest='models', help='one or more models, .npz')),
-    data=(['--data'], dict(nargs='+', required=True, help='one or more KPM tables')),
+    data=(['--data'], dict(nargs='+', required=True, help='one or more KPM tables, or folders of them')),
     kind=(['--kind'], dict(default='frobenius', choices=['frobenius', 'sample_mean', 'norm_ratio'],
                            help='definition of variance explained in the figures (default: frobenius)')),
     mask=(['--mask'], dict(help='keypoints to leave out: disfa, bp4d, facs-ck+, facs-bp4d, or numbers: 0-16,60')),
-    facs=(['--facs'], dict(action='store_true', help='put drawn FACS units (geometric) beside the models')),
+    facs=(['--facs'], dict(action='store_true', help='put drawn FACS units (geometric) beside the models')))
+
+# %% ../nbs/14_cli.ipynb #d389c7d6
+_ARGUMENTS |= dict(
     alpha=(['--alpha'], dict(type=float, default=1., help='penalty of the coding, template units (default: 1)')),
     method=(['--method'], dict(default='bitbox', choices=['bitbox', 'events'],
                                help='peaks as Bitbox counts them (default), or events that stand out from noise')),
@@ -246,18 +321,19 @@ _ARGUMENTS = dict(
     aggregate=(['--aggregate'], dict(action='store_true', help='merge the peaks of all scales')),
     no_video=(['--no-video'], dict(action='store_true', help='write no face pixels: points and numbers only')))
 
-# %% ../nbs/14_cli.ipynb #6cb2ad4f
+# %% ../nbs/14_cli.ipynb #81d452bc
 _COMMANDS = dict(
     demo=(_demo, 'the whole chain on a simulated video', 'here tracker'),
     run=(_run, 'the whole chain on your videos', 'videos folder units fit whose neutral alpha tracker fps no_video'),
     track=(_track, 'videos to keypoints', 'videos tables_out tracker fps whose jobs resume'),
     standardize=(_standardize, 'keypoints to the standard face', 'table file weights'),
-    kpm=(_kpm, 'standard face to keypoint motion', 'table file neutral by'),
+    kpm=(_kpm, 'standard face, or a folder of keypoints, to keypoint motion', 'source same neutral by'),
     fit=(_fit, 'keypoint motion to units', 'tables file settings variance frames'),
-    encode=(_encode, 'keypoint motion to activations', 'table units file alpha'),
+    encode=(_encode, 'keypoint motion to activations', 'source units same alpha'),
     evaluate=(_evaluate, 'how much movement units explain', 'models data folder kind mask facs alpha'),
-    expressivity=(_expressivity, 'activations to expressivity', 'table file scales fps aggregate method'))
+    expressivity=(_expressivity, 'activations to expressivity', 'source file scales fps aggregate method'))
 
+# %% ../nbs/14_cli.ipynb #2304c255
 def make_parser(
 )->argparse.ArgumentParser:
     "The parser of the `dfecs` command"
@@ -269,7 +345,7 @@ def make_parser(
         for flags,kw in (_ARGUMENTS[a] for a in arguments.split()): sub.add_argument(*flags, **kw)
     return p
 
-# %% ../nbs/14_cli.ipynb #98dd3771
+# %% ../nbs/14_cli.ipynb #446ed18d
 def main(
     argv=None,                 # Arguments; None takes the command line's
 )->int:                        # Exit status: 0 fine, 2 bad input, 130 interrupted
@@ -281,6 +357,7 @@ def main(
     except ERRORS as e: return _stop(one_line(e), 2)
     except KeyboardInterrupt: return _stop('interrupted; files that were finished are kept', 130)
 
+# %% ../nbs/14_cli.ipynb #56c812f2
 def _show_warning(message, category, *args, **kwargs): print(f'dfecs: note: {one_line(message)}', file=sys.stderr)
 
 def _stop(text, status):

@@ -35,11 +35,12 @@ def _au_columns(labels, columns):
     raise ValueError('labels have no column named like AU12, AU12_r, AU12_c or FACS12: '
                      f'name them so, or give `columns`; found {", ".join(map(str, labels.columns[:8]))}')
 
-# %% ../nbs/09a_crosswalk.ipynb #e4dc262f
+# %% ../nbs/09a_crosswalk.ipynb #78b64c39
 def _twice(names):
     "Names that are there more than once"
     return list(pd.Index(names)[pd.Index(names).duplicated()])
 
+# %% ../nbs/09a_crosswalk.ipynb #0c871489
 def _checked(name, table):
     "A table with the levels subject, video, frame in this order, each frame once"
     names = list(table.index.names) if isinstance(table, pd.DataFrame) else type(table).__name__
@@ -233,6 +234,7 @@ def plot_crosswalk(
     ax.figure.colorbar(im, ax=ax, label=_NAMES[by], fraction=.04, pad=.02)
     return ax
 
+# %% ../nbs/09a_crosswalk.ipynb #5f6bc1e4
 _NAMES = dict(beta='regression weight β', pearson='Pearson correlation, pooled',
     spearman='Spearman correlation, pooled', pearson_within='Pearson correlation within people',
     spearman_within='Spearman correlation within people',

@@ -40,9 +40,9 @@ def as_face(
         'they must be pixels of this picture')
     return image, P
 
+# %% ../nbs/10b_drawing.ipynb #d0ba7d6e
 def _is_points(face): return hasattr(face, 'columns') or np.shape(face) in ((68, 2), (1, 68, 2), (136,), (1, 136))
 
-# %% ../nbs/10b_drawing.ipynb #d0ba7d6e
 def _keypoints(points):
     "One face as checked keypoints"
     P = np.asarray(points, float) if np.shape(points)==(68, 2) else as_points(points) if _is_points(points) else points
@@ -51,12 +51,13 @@ def _keypoints(points):
         raise ValueError(f'the face must be 68 finite keypoints, (68, 2); found shape {np.shape(P)}{lost}')
     return np.reshape(P, (68, 2))
 
-# %% ../nbs/10b_drawing.ipynb #0d4c0c25
+# %% ../nbs/10b_drawing.ipynb #3a908770
 def _from_pil(image):
     "Pillow would cut off values above 255 of pictures with 16 bits"
     if image.mode.startswith('I'): return np.asarray(image).astype(np.uint16)
     return image if image.mode in ('L', 'RGB', 'RGBA', 'F') else image.convert('RGB')
 
+# %% ../nbs/10b_drawing.ipynb #0d4c0c25
 def _reduced(image, size):
     "A checked photograph of at most `size` pixels a side, and the factors (x, y) by which it shrank"
     import cv2
@@ -74,7 +75,7 @@ def _reduced(image, size):
     small = cv2.resize(a, tuple(map(int, new)), interpolation=cv2.INTER_AREA)
     return small.reshape(*small.shape[:2], *a.shape[2:]), new/[w, h]
 
-# %% ../nbs/10b_drawing.ipynb #0ea8cf28
+# %% ../nbs/10b_drawing.ipynb #058a12af
 def _rgb(image):
     "A photograph of any kind as red, green and blue bytes"
     a = np.asarray(image)
@@ -90,6 +91,19 @@ def _found(image):
     raise ValueError('no face was found in the photograph: take a frontal portrait, or give its keypoints: '
                      'face=(photograph, keypoints)')
 
+# %% ../nbs/10b_drawing.ipynb #f5efac9a
+def _names(model, k):
+    "A model's names of its `k` units, or AU1 … AUk"
+    given = getattr(model, 'names_', None)
+    if given is None or np.ndim(given)==1 and not len(given): return [f'AU{i+1}' for i in range(k)]
+    names = list(given) if np.ndim(given)==1 else [given]
+    lack = [i for i,n in enumerate(names) if n is None or n!=n or not str(n).strip()]
+    if len(names)!=k or lack: raise ValueError(f'names_ of the model must name each of its {k} units; found '
+        + (f'{len(names)} name{"s"[:len(names)-1]}' if len(names)!=k else f'{names[lack[0]]!r} for unit {lack[0]+1}'))
+    names = [str(n) for n in names]; twice = [n for n in names if names.count(n)>1]
+    if twice: raise ValueError(f'the model calls {names.count(twice[0])} units {twice[0]!r}: names_ must differ')
+    return names
+
 # %% ../nbs/10b_drawing.ipynb #526d97a7
 def _rows(wanted, names, k):
     "Row numbers of units given as rows or names"
@@ -100,20 +114,28 @@ def _rows(wanted, names, k):
             f'unit {u!r} is not among the {k} units: give a row from 0 to {k-1}, or a name such as {names[0]} or AU{k}')
         yield int(row)
 
-# %% ../nbs/10b_drawing.ipynb #f5efac9a
+# %% ../nbs/10b_drawing.ipynb #12be3042
 def _units(model, which=None, finite=True):
     "Names and rows `(k, 136)` of a model's units, or of those in `which`"
     if hasattr(model, 'fit') and not hasattr(model, 'components_'):
         raise ValueError(f'{type(model).__name__} is not fitted: call fit first')
     U = as_matrix(getattr(model, 'components_', model), name='units')
     if finite and (gone := missing_points(U)): U = U.copy(); U.reshape(-1, 2, 68)[..., gone] = 0
-    names = list(getattr(model, 'names_', None) or [f'AU{i+1}' for i in range(len(U))])
+    names = _names(model, len(U))
     bad = np.flatnonzero(~np.isfinite(U).all(1))
     if finite and len(bad): raise ValueError(f'{names[bad[0]]} contains NaN or infinite values and cannot be drawn')
     rows = range(len(U)) if which is None else list(_rows(which, names, len(U)))
     return [names[r] for r in rows], U[list(rows)]
 
-# %% ../nbs/10b_drawing.ipynb #e7df8a2b
+# %% ../nbs/10b_drawing.ipynb #6f7b2a53
+def _finite(x, what='strength and amounts'):
+    "A checked number"
+    v = x.item() if getattr(x, 'shape', None)==() else x
+    if isinstance(v, bool) or not isinstance(v, (int, float)) or not abs(v)<1e300:
+        raise ValueError(f'{what} must be finite numbers; got {x!r}')
+    return float(v)
+
+# %% ../nbs/10b_drawing.ipynb #1f081f3c
 def unit_motion(
     model,                   # A model with `components_`, units `(k, 136)`, or one `(136,)`
     face=None,               # See `as_face`
@@ -122,15 +144,24 @@ def unit_motion(
 )->np.ndarray:               # Movements in the pixels of `face`, `(k, 68, 2)`; one for a mixture
     "How far each unit, or a mixture of units, moves the points of a face"
     mixed = isinstance(units, dict); U = _units(model, list(units) if mixed else units)[1]
-    size = np.linalg.norm(U, axis=1, keepdims=True); U = strength*U/np.where(size>0, size, 1)
-    if mixed: U = np.array([list(units.values())], float).reshape(1, -1) @ U
-    if not np.isfinite(U).all(): raise ValueError(f'strength and amounts must be finite; got {strength!r}, {units!r}')
+    size = np.linalg.norm(U, axis=1, keepdims=True); U = _finite(strength)*U/np.where(size>0, size, 1)
+    if mixed: U = np.array([[_finite(x) for x in units.values()]]).reshape(1, -1) @ U
     return motion_on(U, as_face(face)[1])
 
-# %% ../nbs/10b_drawing.ipynb #12be3042
+# %% ../nbs/10b_drawing.ipynb #d6bf994b
 def _marked(artefacts, names):
     "Artefact keypoints of each of the named units"
     if artefacts is None: return [[] for _ in names]
+    lists = _lists(artefacts, names)
+    if len(lists)!=len(names): raise ValueError(f'artefacts must have a list of keypoints for each of the {len(names)} '
+                                                f'units; got {len(lists)}')
+    odd = [p for a in lists for p in a if p not in range(68)]
+    if odd: raise ValueError(f'artefacts must be keypoints from 0 to 67; got {odd[0]!r}')
+    return [[int(p) for p in a] for a in lists]
+
+# %% ../nbs/10b_drawing.ipynb #c034d162
+def _lists(artefacts, names):
+    "Lists of artefacts from a table, a dict or lists"
     if hasattr(artefacts, 'columns'):
         if not {'unit', 'keypoint', 'passes'} <= set(artefacts):
             raise ValueError('artefacts takes the table of check_units, with the columns unit, keypoint and passes; '
@@ -138,13 +169,8 @@ def _marked(artefacts, names):
         rows = artefacts[artefacts.passes.eq(False).fillna(False).astype(bool)]
         artefacts = {u: rows.keypoint[rows.unit==u].tolist() for u in artefacts.unit.unique()}
     if isinstance(artefacts, dict):
-        lists = list(artefacts.values()) if len(names)==len(artefacts)==1 else [artefacts.get(n, []) for n in names]
-    else: lists = [artefacts] if len(names)==1 and all(np.ndim(a)==0 for a in artefacts) else artefacts
-    if len(lists)!=len(names): raise ValueError(f'artefacts must have a list of keypoints for each of the {len(names)} '
-                                                f'units; got {len(lists)}')
-    odd = [p for a in lists for p in a if p not in range(68)]
-    if odd: raise ValueError(f'artefacts must be keypoints from 0 to 67; got {odd[0]!r}')
-    return [[int(p) for p in a] for a in lists]
+        return list(artefacts.values()) if len(names)==len(artefacts)==1 else [artefacts.get(n, []) for n in names]
+    return [artefacts] if len(names)==1 and all(np.ndim(a)==0 for a in artefacts) else artefacts
 
 # %% ../nbs/10b_drawing.ipynb #5af8f714
 def _backdrop(image, limits, ax, most=500):
@@ -172,12 +198,13 @@ def plot_unit(
     _arrows(ax, face, d, blue); ax.set(xlim=x+r, ylim=(y+half, y-.9*half))
     return ax
 
-# %% ../nbs/10b_drawing.ipynb #058a12af
+# %% ../nbs/10b_drawing.ipynb #32e338d7
 def _one(d):
     "The movement of one unit"
     if len(d)==1: return d[0]
     raise ValueError(f'one unit is shown at a time; found {len(d)}: choose one with `unit`, e.g. unit=0')
 
+# %% ../nbs/10b_drawing.ipynb #c4177b44
 def _arrows(ax, face, d, blue):
     "Dots and arrows of one movement"
     far = np.hypot(*d.T); far = far > max(.02*far.max(), 1e-9); green = far & ~np.isin(np.arange(68), blue)
@@ -201,12 +228,13 @@ def plot_units(
 ):                           # The matplotlib figure
     "Grid of units: neutral points red, moved points green, arrows black, artefacts blue"
     names, U = _units(model, units); face = as_face(face); blue = _marked(artefacts, names)
+    strength = _finite(strength)
     if titles is None: titles = names
     if len(titles)!=len(U):
         raise ValueError(f'titles must have one entry for each of the {len(U)} units; got {len(titles)}')
     title = f'Each unit moved by {strength:g} template units (an eye is 200 wide)'
     title += '; blue: artefacts'*any(map(len, blue))
-    axs = _grid(ax, len(U), min(ncols, len(U)), size, title)
+    axs = _grid(ax, len(U), ncols, size, title)
     for u,t,b,a in zip(U, titles, blue, axs):
         plot_unit(u, face, strength, artefacts=b, ax=a)
         a.set_title(t if u.any() else f'{t}: no movement', fontsize=8, pad=2)
@@ -217,8 +245,9 @@ def _grid(ax, n, ncols, size, title):
     "Axes for `n` units: of a new figure, in the area of one axes, or those given"
     import matplotlib.pyplot as plt
     if not n: raise ValueError('there are no units to draw')
-    if ncols<1: raise ValueError(f'ncols must be at least 1; got {ncols!r}')
-    nrows = -(-n//ncols)
+    if not isinstance(ncols, (int, np.integer)) or ncols<1:
+        raise ValueError(f'ncols must be a whole number, at least 1; got {ncols!r}')
+    ncols = min(ncols, n); nrows = -(-n//ncols)
     if ax is None:
         fig = plt.figure(figsize=(size*ncols, size*nrows+.2), layout='constrained'); fig.suptitle(title, fontsize=8)
         return [fig.add_subplot(nrows, ncols, i+1) for i in range(n)]
@@ -258,7 +287,7 @@ def animate(
     size:int=320,              # Pixels of the longer side; a larger photograph is reduced
 )->Path:                       # `path`
     "A film of one unit, from the neutral face to the full movement and back"
-    if not 0<fps<=50 or not 0<seconds*fps<=3000:
+    if not 0<_finite(fps, 'fps and seconds')<=50 or not 0<_finite(seconds, 'fps and seconds')*fps<=3000:
         raise ValueError('fps must be above 0 and at most 50, and the film may have up to 3000 frames; '
                          f'got fps={fps!r}, seconds={seconds!r}')
     path = Path(path); image,points = _photograph(face, size); image = _rgb(image)

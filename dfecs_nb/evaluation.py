@@ -11,13 +11,14 @@ __all__ = ['ve_curve', 'plot_ve', 've_curves', 'plot_tests', 'compare', 'publish
 # %% ../nbs/10_evaluation.ipynb #1cd2302b
 import warnings
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
-from .template import as_matrix, data_file, keypoint_mask
-from .encoding import VE_KINDS, LassoPath, variance_explained
-from .facs import _only_kpm
+from .template import COLUMNS, as_matrix, data_file, keypoint_mask
+from .folders import TableFolder, opened
+from .encoding import VE_KINDS, LassoPath, only_kpm, variance_explained
 from .crosswalk import crosswalk
 from .matching import _COLORS, MASKS, _kept, _unit_length, _unit_set, match_units, plot_matches, unit_report
 
@@ -26,19 +27,22 @@ _all_ = ['variance_explained', 'crosswalk', 'MASKS', 'match_units', 'plot_matche
 
 # %% ../nbs/10_evaluation.ipynb #17bbd603
 def _prepared(units, X, mask, level=4):
-    "Units of length 1, movements without the set's mean, squared norms of the movements, largest k, and points"
-    names,C,mean,signed = _unit_set(units); M = _movements(X, C.shape[1])
+    "Function that follows the paths, reading them at given sums; largest k; number of points"
+    names,C,mean,signed = _unit_set(units); only_kpm(X); M = _movements(X, C.shape[1])
     keep = _kept(C.shape[1], mask, X, units); _same_source(units, X, level); _,C = _unit_length(names, C, keep, level)
-    M = M if keep.all() else np.ascontiguousarray(M[:, keep]); norm2 = np.einsum('ij,ij->i', M, M)
-    return C, M-mean[keep] if np.ndim(mean) else M, norm2, len(C)//(2 if signed else 1), int(keep.sum()//2)
+    mean = mean[keep] if np.ndim(mean) else 0.; most = len(C)//(2 if signed else 1),int(keep.sum()//2)
+    if isinstance(X, TableFolder):
+        return partial(LassoPath.of_folder, X, C, [c for c,k in zip(COLUMNS, keep) if k], mean=mean), *most
+    M = M if keep.all() else np.ascontiguousarray(M[:, keep])
+    return partial(LassoPath, M-mean if np.ndim(mean) else M, C, norm2=np.einsum('ij,ij->i', M, M)), *most
 
 # %% ../nbs/10_evaluation.ipynb #d8fc614d
 def _movements(X, width):
-    "Movements as a matrix `(n, width)`"
-    _only_kpm(X); found = np.shape(X)[-1] if np.ndim(X)<3 else 136
+    "Movements as a matrix `(n, width)`; a folder as it is"
+    folder = isinstance(X, TableFolder); found = 136 if folder or np.ndim(X)>2 else np.shape(X)[-1]
     if width!=136 and found!=width:
         raise ValueError(f'units have {width} columns, X has {found}: they must agree, and faces have 136')
-    M = as_matrix(X, width)
+    M = X if folder else as_matrix(X, width)
     if not len(M): raise ValueError('X holds no frames: there is nothing to evaluate')
     return M
 
@@ -76,18 +80,20 @@ def _places(by, at, most):
 # %% ../nbs/10_evaluation.ipynb #0c95385e
 def ve_curve(
     units,                   # A fitted model, or units `(k, 136)`
-    X,                       # Keypoint motion: table or array `(n, 136)`, template units
+    X,                       # Keypoint motion: table or array `(n, 136)`, template units; or a folder of tables
     by:str='count',          # 'count': at most k active units; 'l1': sum of activations
     at=None,                 # Where to read: numbers of units, or sums; None: every k, or 0, 5 … 1000
     kind:str='frobenius',    # Definition of variance explained: 'frobenius', 'sample_mean' or 'norm_ratio'
     mask=None,               # Keypoints to leave out, e.g. `MASKS['bp4d']`; None uses all that both sides have
+    client=None,             # Dask client, whose workers read the parts of a folder
 )->pd.DataFrame:             # Columns `k` or `l1`, `kind`, and `ve` in per cent
     "Variance explained by few units, or by small activations (paper Figs. 5 and 7, supplement Fig. 2)"
-    C,M,norm2,most,points = _prepared(units, X, mask); at = _places(by, at, most)
-    path = LassoPath(M, C, l1=at if by=='l1' else (), norm2=norm2); out = _read_curve(path, by, at, kind)
-    out.attrs = dict(units=most, frames=int(np.isfinite(norm2).sum()), at_rest=int((norm2==0).sum()), points=points)
+    follow,most,points = _prepared(units, opened(X, client), mask); at = _places(by, at, most)
+    path = follow(l1=at if by=='l1' else ()); out = _read_curve(path, by, at, kind)
+    out.attrs = dict(units=most, frames=path.n, at_rest=path.at_rest, points=points)
     return out
 
+# %% ../nbs/10_evaluation.ipynb #cc0add37
 def _read_curve(path, by, at, kind):
     "One curve, in the order asked for"
     ve = path.ve(by, kind).ve.to_numpy()[at if by=='count' else np.searchsorted(path.l1, at)]
@@ -149,7 +155,7 @@ def _published_curves(published, x, kind):
 # %% ../nbs/10_evaluation.ipynb #48bf0964
 def ve_curves(
     models:dict,             # {name: fitted model or units `(k, 136)`}
-    tests:dict,              # {name: keypoint motion, table or array `(n, 136)`}
+    tests:dict,              # {name: keypoint motion, table or array `(n, 136)`, or a folder of tables}
     by=('count', 'l1'),      # Axes: 'count', 'l1' or both
     kind=VE_KINDS,           # Definitions of variance explained: one or several
     l1=None,                 # Sums of activations; None: 0, 5 … 1000
@@ -158,17 +164,17 @@ def ve_curves(
 )->pd.DataFrame:             # Columns test, model, frames, points, units, by, at, kind, ve: a row for each place
     "Curves of several models on several test sets (paper Fig. 7, supplement Fig. 2)"
     by,kinds = ([x] if isinstance(x, str) else list(x) for x in (by, kind)); sums = _places('l1', l1, 0)
-    masks,out = _masks(models, tests, mask),[]; _checked(tests, by, kinds)
+    masks,out = _masks(models, tests, mask),[]; tests = {t: opened(X) for t,X in tests.items()}
+    _checked(tests, by, kinds)
     for (t,X),(m,units) in _bar([(t, m) for t in tests.items() for m in models.items()], progress):
         with _named(m, t): out += _all_curves(units, X, masks[t], by, kinds, sums, dict(test=t, model=m))
     return pd.concat(out, ignore_index=True)[['test', 'model', 'frames', 'points', 'units', 'by', 'at', 'kind', 've']]
 
-# %% ../nbs/10_evaluation.ipynb #6a517414
+# %% ../nbs/10_evaluation.ipynb #56458f06
 def _all_curves(units, X, mask, by, kinds, sums, facts):
     "Tables of one model on one test set, from one pass over the paths"
-    C,M,norm2,most,points = _prepared(units, X, mask, 6)
-    path = LassoPath(M, C, l1=sums if 'l1' in by else (), norm2=norm2); out = []
-    facts |= dict(frames=int(np.isfinite(norm2).sum()), points=points, units=most)
+    follow,most,points = _prepared(units, X, mask, 6); path = follow(l1=sums if 'l1' in by else ()); out = []
+    facts |= dict(frames=path.n, points=points, units=most)
     for b in by:
         at = _places('count', None, most) if b=='count' else sums
         out += [_read_curve(path, b, at, k).set_axis(['at', 'kind', 've'], axis=1).assign(**facts, by=b) for k in kinds]
@@ -180,7 +186,7 @@ def _named(model, test):
     try: yield
     except ValueError as e: raise type(e)(f'{e} (model {model}, test set {test})') from None
 
-# %% ../nbs/10_evaluation.ipynb #56458f06
+# %% ../nbs/10_evaluation.ipynb #fe950adb
 def _checked(tests, by, kinds):
     "Refuse what cannot be evaluated before anything is computed"
     for what,found,known in (('by', by, ('count', 'l1')), ('kind', kinds, VE_KINDS)):
@@ -188,7 +194,9 @@ def _checked(tests, by, kinds):
         if odd or not found: raise ValueError(f'{what} must be one or several of {", ".join(known)}; '
                                               f'got {repr(odd[0]) if odd else "none"}')
     for t,X in tests.items():
-        _only_kpm(X, f'test set {t}'); M = as_matrix(X, np.shape(X)[-1] if np.ndim(X)<3 else 136, f'test set {t}')
+        only_kpm(X, f'test set {t}')
+        if isinstance(X, TableFolder): continue
+        M = as_matrix(X, np.shape(X)[-1] if np.ndim(X)<3 else 136, f'test set {t}')
         if not len(M) or np.isnan(M).all():
             raise ValueError(f'test set {t} holds no frames{" with a face" if len(M) else ""}: nothing to evaluate')
 

@@ -13,6 +13,7 @@ __all__ = ['expressivity', 'expressivity_table', 'plot_expressivity', 'ASYMMETRY
 import numpy as np
 import pandas as pd
 
+from .folders import TableFolder, opened
 from .events import event_statistics, events, find_events, magnitudes, plot_events, plot_found
 from .relations import (ASYMMETRY, STABLE, asymmetry, coordination, diversity, fit_mirror, plot_coordination,
                                 report_unmeasured, text_label)
@@ -31,6 +32,7 @@ def _plan(scales, aggregate):
     seconds = scale_seconds(scales); merged = bool(aggregate) and seconds is not None and len(seconds)>1
     return seconds, merged, labels(seconds, merged)
 
+# %% ../nbs/13_expressivity.ipynb #a64f86da
 def _numbers(lists, n, fps, removed, robust, method):
     "The columns of a result, a row a list"
     n = n.astype(int)
@@ -44,6 +46,7 @@ def _pooled(todo, j, name, seconds):
     for r in (todo[i] for i in some): refuse_short(r.values[:, j], r.fps, seconds, f'signal {name} of video {r.video}')
     return some
 
+# %% ../nbs/13_expressivity.ipynb #52376cdd
 def _seen(todo, j):
     "Seen frames of signal `j`, and the frame rate at which they last as long as they do"
     n = np.array([np.isfinite(r.values[:, j]).sum() for r in todo])
@@ -56,6 +59,7 @@ def _joined(found, some):
     lists = [np.concatenate([found[i][0][j][k] for i in rs]) for j,k,rs in rows]
     return lists, [sum(found[i][1][j][k] for i in rs) for j,k,rs in rows]
 
+# %% ../nbs/13_expressivity.ipynb #27717bf9
 def _of_signal(S, j, name, names):
     "The rows of signal `j`, with their scales"
     rows = slice(j*len(names), (j+1)*len(names))
@@ -83,29 +87,35 @@ def expressivity(
 
 # %% ../nbs/13_expressivity.ipynb #ea026c45
 def expressivity_table(
-    activations,            # Activation table with levels subject and video in its index, or a list of such tables
+    activations,            # Activation table with levels subject and video in its index, a list of them, or a folder
     scales=None,            # As in `expressivity`
     aggregate:bool=False,   # One list for all scales?
     robust:bool=True,       # 'bitbox': leave out peak values that are outliers? Needs six peaks
     fps=None,               # Frames a second, or {video: fps}; None: each table's own, else 30
     progress:bool=False,    # Show a progress bar?
     method:str='bitbox',    # 'bitbox' or 'events'
+    client=None,            # Dask client, whose workers read the parts of a folder
     **options,              # For 'events', as in `find_events`
 )->pd.DataFrame:            # Index (subject, video, signal, scale); columns of `expressivity`, `n_valid`, `fps`
     "Expressivity of many people and videos in one tidy table"
     seconds, merged, names = _plan(scales, aggregate); texts = [text_label(s) for s in names]
-    parts = [_of_video(r, texts, magnitudes(r.values, r.fps, seconds, merged, method, **options))
-             for r in recordings(activations, fps, progress=progress)]
+    how = texts, seconds, merged, method, options; A = opened(activations, client)
+    if isinstance(A, TableFolder):
+        parts = sum(A.run(_of_stretch, fps, how, parts=A.recordings(), progress=progress), [])
+    else: parts = [_of_video(r, *how) for r in recordings(A, fps, progress=progress)]
     index, lists, lost, n, rate = (sum(p, []) for p in zip(*parts))
     out = _numbers(lists, np.array(n), np.array(rate), lost, robust, method).assign(n_valid=n, fps=rate)
     report_unmeasured([(*i[:2], i[3]) for i,v in zip(index, lists) if v is None], len(lists))
     return out.set_index(pd.MultiIndex.from_tuples(index, names=['subject', 'video', 'signal', 'scale']))
 
 # %% ../nbs/13_expressivity.ipynb #03c295e7
-def _of_video(r, texts, found):
+def _of_video(r, texts, seconds, merged, method, options):
     "Index, sizes, glitches, seen frames and frame rate of each row of one video"
+    found = magnitudes(r.values, r.fps, seconds, merged, method, **options)
     index = [(r.subject, r.video, name, s) for name in r.names for s in texts]; n = np.isfinite(r.values).sum(0)
     return index, sum(found[0], []), sum(found[1], []), n.repeat(len(texts)).tolist(), [r.fps]*len(index)
+
+def _of_stretch(stretch, fps, how): return [_of_video(r, *how) for t in stretch.tables() for r in recordings(t, fps)]
 
 # %% ../nbs/13_expressivity.ipynb #c8cf5f8e
 def plot_expressivity(

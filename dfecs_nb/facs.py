@@ -15,7 +15,7 @@ import pandas as pd
 from fastcore.basics import patch
 from sklearn.base import BaseEstimator
 
-from .encoding import UnitsMixin
+from .encoding import UnitsMixin, only_kpm
 from .registration import Standardizer, standard_face
 from .template import COLUMNS, FIXED, MIRROR, PARTS, as_matrix, as_points, keypoint_mask, missing_points
 
@@ -166,6 +166,7 @@ def facs_unit(
     _length(falloff, 'falloff'); mask = np.flatnonzero(keypoint_mask(mask))
     return _scaled(sum(w*_scaled(_pure(au, side, falloff, mask)) for au,w in parse_combination(name).items()))
 
+# %% ../nbs/08b_facs.ipynb #c3d9a6ad
 def _scaled(v): return v/n if (n := np.linalg.norm(v))>0 else v
 
 def _length(v, what):
@@ -203,16 +204,6 @@ def _of_kind(kind): return np.isin(np.arange(68), np.concatenate([p for n,p in P
 
 _KINDS = {kind: _of_kind(kind) for kind in ('eyebrow', 'eye', 'nose', 'lips', 'jaw')}      # kinds of parts
 
-# %% ../nbs/08b_facs.ipynb #115f7e73
-def _only_kpm(
-    X,                # Table or array
-    name:str='',      # What to call it in an error, e.g. 'test set a'
-):
-    "Refuse a table that says it is not keypoint motion"
-    stage = getattr(X, 'attrs', {}).get('stage') or 'kpm'
-    if stage!='kpm': raise ValueError(f"{name}{': ' if name else ''}expected keypoint motion, found a table of stage "
-                                      f"'{stage}': use keypoint_motion first")
-
 # %% ../nbs/08b_facs.ipynb #1aec3999
 class FACSUnits(UnitsMixin, BaseEstimator):
     "FACS AUs as units (paper Sec. 3.1): a geometric approximation, not measured FACS, or measured by `from_faces`"
@@ -227,7 +218,7 @@ class FACSUnits(UnitsMixin, BaseEstimator):
         self.kind,self.side,self.falloff,self.mask = kind,side,falloff,mask
         self.combinations,self.measured = combinations,measured
     def fit(self, X=None, y=None):
-        if X is not None: _only_kpm(X); as_matrix(X)
+        if X is not None: only_kpm(X); as_matrix(X)
         units,U = _measured(self) if self.kind=='measured' else _drawn(self); keep = U.any(1)
         if not keep.all(): warnings.warn(f'without the masked points nothing moves in {", ".join(units.index[~keep])}: '
                                          'dropped', stacklevel=2)
@@ -336,6 +327,7 @@ def _per_unit(D, who, names, keep_parts, jitter):
         U.append(S.sum(0)/total if total>1e-9 else S[0]*0)
     return pd.DataFrame(rows).T.infer_objects().rename_axis('unit'), np.array(U)
 
+# %% ../nbs/08b_facs.ipynb #7884ef85
 def _in_words(name):
     numbers = [re.sub(r'\D', '', t) for t in name.split('+')]
     return ' + '.join(MUSCLES.get(n, (f'AU {n}',))[0] for n in numbers)
@@ -374,6 +366,7 @@ def from_faces(cls:FACSUnits,
                        tracker=b['tracker'] or a['tracker'], template=b['template'])
     return cls('measured', measured=table).fit()
 
+# %% ../nbs/08b_facs.ipynb #f7b66918
 def _one_template(a, b):
     "Both sets of faces must be on one standard face"
     found = [d['template'] or 'the default one' for d in (a, b)]

@@ -8,7 +8,7 @@ Docs: https://dfecs-nb.github.io/dfecs_nb/ffm.html.md"""
 __all__ = ['PUBLISHED_HFM', 'FORMAT', 'FullFaceModel', 'refine_units', 'sample_units', 'learn_sample_units']
 
 # %% ../nbs/08_ffm.ipynb #965294b1
-import json, threading, warnings
+import contextlib, threading, warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,9 +19,12 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.utils.validation import check_is_fitted
 
 from . import __version__
-from .template import PARTS, atomic, data_file, missing_points
-from .encoding import UnitsMixin, encode, plain_input, variance_explained
-from .pfm import PUBLISHED, PartFaceModel, _number, _whole, training_frames
+from .template import PARTS, data_file, missing_points
+from .files import load_archive, save_archive
+from .folders import TableFolder, opened
+from .encoding import UnitsMixin, encode, plain_input
+from .passes import Frames, squares, stored_frames
+from .pfm import PUBLISHED, PartFaceModel, _as_frames, _columns, _number, _whole, training_frames
 from .hfm import HierarchicalFaceModel
 
 # %% ../nbs/08_ffm.ipynb #0856ab1f
@@ -50,6 +53,103 @@ def _second(hfm, variance, random_state, n_jobs):
     raise ValueError(f'hfm must be None (search), one of {", ".join(PUBLISHED_HFM)}, or a HierarchicalFaceModel; '
                      f'got {hfm!r}')
 
+# %% ../nbs/08_ffm.ipynb #f3bb2052
+def _prepared(self, X):
+    "Checked settings: unfitted parts, and the frames to learn from"
+    _number('variance', self.variance, 100); _whole('n_jobs', self.n_jobs)
+    parts = _parts(self.pfm, self.variance, self.random_state); _second(self.hfm, self.variance, self.random_state, 1)
+    if isinstance(X, TableFolder): return parts, stored_frames(X, self.missing)
+    return parts, Frames(training_frames(X, self.missing, plain_input(X).shape[1] if _plain(parts) else 136))
+
+def _units(m, F):
+    "Columns, units and penalty of a part"
+    at = _columns(m.part, F)[0]
+    return at, m.components_[:, at], m.alpha_
+
+def _plain(parts): return not any(isinstance(m.part, str) for m in parts.values())     # other points than the 68
+
+# %% ../nbs/08_ffm.ipynb #885bfba3
+def _fit_parts(parts, F, n_jobs, progress, known):
+    "Fitted parts, and whether the user interrupted"
+    from tqdm.auto import tqdm
+    stop = threading.Event()
+    with tqdm(total=len(parts), desc='parts', disable=not progress) as bar, ThreadPoolExecutor(n_jobs) as pool:
+        def tell(part, k, alpha, variance):
+            bar.set_postfix_str(f'{part}: {k} units, alpha {alpha:g} explain {variance:.1f} %')
+            if stop.is_set(): raise KeyboardInterrupt
+        def learn(name):
+            m = parts[name].fit(F, known=known, tell=tell); bar.update()
+            return _published(m, name, F) if m.interrupted_ and not m.reached_ else m
+        jobs = [pool.submit(learn, name) for name in parts]
+        try: fitted = [job.result() for job in jobs]
+        except KeyboardInterrupt:
+            stop.set(); fitted = [job.result() for job in jobs]
+    return dict(zip(parts, fitted)), stop.is_set()
+
+# %% ../nbs/08_ffm.ipynb #0daa9786
+def _published(m, name, F):
+    "The part model, or one with the published setting if that explains more"
+    if name not in PUBLISHED['disfa']: return m
+    other = PartFaceModel(name, *PUBLISHED['disfa'][name], random_state=m.random_state).fit(F)
+    other.history_ = pd.concat([m.history_, other.history_], ignore_index=True)
+    return other if other.variance_ > m.variance_ else m
+
+# %% ../nbs/08_ffm.ipynb #e64a6386
+def _fit_second(hfm, codes, U, progress, known):
+    "The fitted second level; its variance is that of the movements"
+    from tqdm.auto import tqdm
+    with tqdm(desc='second level', disable=not progress) as bar:
+        def tell(part, q, alphas, variance):
+            bar.set_postfix_str(f'{q} components, penalties {alphas[0]:g} and {alphas[1]:g} explain {variance:.1f} %')
+            bar.update()
+        try: return hfm.fit(codes, U=U, known=known, tell=tell)
+        except KeyboardInterrupt:                            # before anything was tried
+            if None not in (hfm.n_components, hfm.alpha_A, hfm.alpha_B): raise
+            warnings.warn('the search was interrupted before its first setting; the published one is taken',
+                          stacklevel=3)
+            quick = _second('disfa', 95., hfm.random_state, 1).fit(codes, U=U)
+            quick.interrupted_ = True
+            return quick
+
+# %% ../nbs/08_ffm.ipynb #bec3fa16
+def _finish(self, F, X):
+    "Unit length, order by energy, history, and a warning if the wanted variance is not reached"
+    A = self.hfm_.A_; A = A/np.linalg.norm(self.U_@A, axis=0); self.variance_ = self.hfm_.variance_
+    if self.refine:
+        A = _refined(self, F, A); self.variance_ = 100*float(1 - F.fold(_unexplained, (self.U_@A).T)/F.fold(squares))
+    energy = F.fold(_energy, (self.U_@A).T)
+    self.A_ = A[:, np.argsort(-energy, kind='stable')]; self.components_ = (self.U_@self.A_).T
+    attrs = getattr(X, 'attrs', {}); self.n_features_in_,self.history_ = F.p,_history(self)
+    self.missing_points_ = X.missing_points_ if isinstance(X, TableFolder) else missing_points(X)
+    self.source_ = dict(n_frames=F.n, tracker=attrs.get('tracker'), data=attrs.get('data'),
+                        missing=self.missing_points_, template=attrs.get('template'))
+    h = self.hfm_; told = None in (h.n_components, h.alpha_A, h.alpha_B) and not self.refine        # by its search
+    if self.variance_ < self.variance and not told: warnings.warn(
+        f'the model explains {self.variance_:.1f} % of the movement, less than the {self.variance:g} % asked for: '
+        'use more units or smaller penalties', stacklevel=3)
+
+# %% ../nbs/08_ffm.ipynb #6ee15497
+def _refined(self, F, A):
+    "A fitted to the movements"
+    sizes = [len(m.components_) for m in self.parts_.values()]
+    return refine_units(F, self.U_, A, np.repeat(np.arange(len(sizes)), sizes))
+
+def _energy(b, C): return (encode(b.M, C, 1.)**2).sum(0)
+def _unexplained(b, C): return ((b.M - encode(b.M, C, 0.)@C)**2).sum()
+
+# %% ../nbs/08_ffm.ipynb #7414da5f
+def _history(self):
+    "What was tried for the parts and for the whole model; `chosen` marks what was kept"
+    def chosen(t, m, alphas):
+        match = np.logical_and.reduce([t[a]==getattr(m, a+'_') for a in alphas])
+        return t.index==(t.variance-m.variance_).abs().where(match).idxmin()
+    rows = [m.history_.assign(level='part', chosen=chosen(m.history_, m, ['alpha']))
+            for m in self.parts_.values() if len(m.history_)]
+    h = self.hfm_; rows.append(h.history_.assign(level='full', chosen=chosen(h.history_, h, ['alpha_A', 'alpha_B'])))
+    t = pd.concat(rows, ignore_index=True)
+    first = ['level', 'part', 'n_components', 'alpha', 'alpha_A', 'alpha_B', 'variance', 'chosen']
+    return t.reindex(columns=first + [c for c in t.columns if c not in first])
+
 # %% ../nbs/08_ffm.ipynb #b1ab38e4
 class FullFaceModel(UnitsMixin, BaseEstimator):
     "Action Units learned from keypoint motion: part dictionaries joined by a sparse factorization (paper Sec. 2.3)"
@@ -67,116 +167,27 @@ class FullFaceModel(UnitsMixin, BaseEstimator):
         self.n_jobs,self.progress,self.random_state = n_jobs,progress,random_state
 
     def fit(self,
-        X,                    # Keypoint motion: table or array `(n, 136)`
+        X,                    # Keypoint motion: table or array `(n, 136)`, or a folder of tables
         y=None,               # Ignored
         known=None,           # `history_` of an earlier search of the same frames; its cells are not fitted again
+        client=None,          # Dask client, whose workers read the parts of a folder
     ):                        # The fitted model
         "Learn the Action Units"
-        parts,M = _prepared(self, X)
-        parts,codes,stopped = _fit_parts(parts, M, self.n_jobs, self.progress, known)
+        X = opened(X, client); parts,F = _prepared(self, X)
+        parts,stopped = _fit_parts(parts, F, self.n_jobs, self.progress, known)
         self.parts_,self.U_ = parts,np.vstack([m.components_ for m in parts.values()]).T
         hfm = 'disfa' if stopped and self.hfm is None else self.hfm
         hfm = _second(hfm, self.variance, self.random_state, self.n_jobs)
         if not self.U_.shape[1]: raise ValueError('there is no movement to learn from: all frames are at rest')
-        self.hfm_ = _fit_second(hfm, np.hstack(codes), M, self.U_, self.progress, known)
+        with contextlib.closing(F.coded([_units(m, F) for m in parts.values()])) as codes:
+            self.hfm_ = _fit_second(hfm, codes, self.U_, self.progress, known)
         self.interrupted_ = stopped or self.hfm_.interrupted_
-        _finish(self, M, X)
+        _finish(self, F, X)
         return self
-
-# %% ../nbs/08_ffm.ipynb #f3bb2052
-def _prepared(self, X):
-    "Checked settings: unfitted parts, and the frames to learn from"
-    _number('variance', self.variance, 100); _whole('n_jobs', self.n_jobs)
-    parts = _parts(self.pfm, self.variance, self.random_state); _second(self.hfm, self.variance, self.random_state, 1)
-    M = training_frames(X, self.missing, plain_input(X).shape[1] if _plain(parts) else 136)
-    return parts, M
-
-def _plain(parts): return not any(isinstance(m.part, str) for m in parts.values())     # other points than the 68
-
-# %% ../nbs/08_ffm.ipynb #885bfba3
-def _fit_parts(parts, M, n_jobs, progress, known):
-    "Fitted parts, their codes, and whether the user interrupted"
-    from tqdm.auto import tqdm
-    stop = threading.Event()
-    with tqdm(total=len(parts), desc='parts', disable=not progress) as bar, ThreadPoolExecutor(n_jobs) as pool:
-        def tell(part, k, alpha, variance):
-            bar.set_postfix_str(f'{part}: {k} units, alpha {alpha:g} explain {variance:.1f} %')
-            if stop.is_set(): raise KeyboardInterrupt
-        def learn(name):
-            code = parts[name].fit_transform(M, known=known, tell=tell)
-            if parts[name].interrupted_ and not parts[name].reached_: code = _published(parts, name, M, code)
-            bar.update()
-            return code
-        jobs = [pool.submit(learn, name) for name in parts]
-        try: codes = [job.result() for job in jobs]
-        except KeyboardInterrupt:
-            stop.set(); codes = [job.result() for job in jobs]
-    return parts, codes, stop.is_set()
-
-# %% ../nbs/08_ffm.ipynb #0daa9786
-def _published(parts, name, M, code):
-    "Codes with the published setting of a part, which takes the place of the model, if it explains more"
-    if name not in PUBLISHED['disfa']: return code
-    m = PartFaceModel(name, *PUBLISHED['disfa'][name], random_state=parts[name].random_state)
-    other = m.fit_transform(M)
-    m.history_ = pd.concat([parts[name].history_, m.history_], ignore_index=True)
-    if not m.variance_ > parts[name].variance_: return code
-    parts[name] = m
-    return other
-
-# %% ../nbs/08_ffm.ipynb #e64a6386
-def _fit_second(hfm, codes, M, U, progress, known):
-    "The fitted second level; its variance is that of the movements"
-    from tqdm.auto import tqdm
-    with tqdm(desc='second level', disable=not progress) as bar:
-        def tell(part, q, alphas, variance):
-            bar.set_postfix_str(f'{q} components, penalties {alphas[0]:g} and {alphas[1]:g} explain {variance:.1f} %')
-            bar.update()
-        try: return hfm.fit(codes, X=M, U=U, known=known, tell=tell)
-        except KeyboardInterrupt:                            # before anything was tried
-            if None not in (hfm.n_components, hfm.alpha_A, hfm.alpha_B): raise
-            warnings.warn('the search was interrupted before its first setting; the published one is taken',
-                          stacklevel=3)
-            quick = _second('disfa', 95., hfm.random_state, 1).fit(codes, X=M, U=U)
-            quick.interrupted_ = True
-            return quick
-
-# %% ../nbs/08_ffm.ipynb #bec3fa16
-def _finish(self, M, X):
-    "Unit length, order by energy, history, and a warning if the wanted variance is not reached"
-    A = self.hfm_.A_; A = A/np.linalg.norm(self.U_@A, axis=0); self.variance_ = self.hfm_.variance_
-    if self.refine:
-        sizes = [len(m.components_) for m in self.parts_.values()]
-        A = refine_units(M, self.U_, A, np.repeat(np.arange(len(sizes)), sizes))
-        self.variance_ = variance_explained(M, encode(M, (self.U_@A).T, 0.)@(self.U_@A).T)
-    energy = (encode(M, (self.U_@A).T, 1.)**2).sum(0)
-    self.A_ = A[:, np.argsort(-energy, kind='stable')]; self.components_ = (self.U_@self.A_).T
-    self.n_features_in_,self.history_ = M.shape[1],_history(self)
-    attrs = X.attrs if isinstance(X, pd.DataFrame) else {}
-    self.missing_points_ = missing_points(X)
-    self.source_ = dict(n_frames=len(M), tracker=attrs.get('tracker'), data=attrs.get('data'),
-                        missing=self.missing_points_, template=attrs.get('template'))
-    h = self.hfm_; told = None in (h.n_components, h.alpha_A, h.alpha_B) and not self.refine        # by its search
-    if self.variance_ < self.variance and not told: warnings.warn(
-        f'the model explains {self.variance_:.1f} % of the movement, less than the {self.variance:g} % asked for: '
-        'use more units or smaller penalties', stacklevel=3)
-
-# %% ../nbs/08_ffm.ipynb #7414da5f
-def _history(self):
-    "What was tried for the parts and for the whole model; `chosen` marks what was kept"
-    def chosen(t, m, alphas):
-        match = np.logical_and.reduce([t[a]==getattr(m, a+'_') for a in alphas])
-        return t.index==(t.variance-m.variance_).abs().where(match).idxmin()
-    rows = [m.history_.assign(level='part', chosen=chosen(m.history_, m, ['alpha']))
-            for m in self.parts_.values() if len(m.history_)]
-    h = self.hfm_; rows.append(h.history_.assign(level='full', chosen=chosen(h.history_, h, ['alpha_A', 'alpha_B'])))
-    t = pd.concat(rows, ignore_index=True)
-    first = ['level', 'part', 'n_components', 'alpha', 'alpha_A', 'alpha_B', 'variance', 'chosen']
-    return t.reindex(columns=first + [c for c in t.columns if c not in first])
 
 # %% ../nbs/08_ffm.ipynb #ec610eea
 def refine_units(
-    M:np.ndarray,         # Movements `(m, 136)`, finite
+    M,                    # Movements `(m, 136)`, finite
     U:np.ndarray,         # Part units as columns `(136, k)`
     A:np.ndarray,         # Start `(k, q)`, non-negative
     part:np.ndarray,      # Which part each of the k part units belongs to `(k,)`
@@ -187,9 +198,9 @@ def refine_units(
 )->np.ndarray:            # `(k, q)`; columns of U A have length one
     "A fitted to the movements, with units that stay local"
     from dfecs_nb.kernels import descend
-    alpha = 2*penalty*np.sqrt((M**2).sum(1).mean()); G,T = U.T@U,M@U; A = A/np.linalg.norm(U@A, axis=0)
+    F = _as_frames(M); alpha,G,A = 2*penalty*np.sqrt(F.fold(squares)/F.n),U.T@U,A/np.linalg.norm(U@A, axis=0)
     for _ in range(max_iter):
-        B = encode(M, (U@A).T, alpha); S,R,old = B.T@B,B.T@T,A.copy()
+        S,T = F.fold(_moments, (U@A).T, alpha); R,old = T@U,A.copy()
         for j in np.tile(np.flatnonzero(S.diagonal()>0), 3):
             a = A[:, j].copy(); c = (R[j] - G@(A@S[:, j] - a*S[j, j]))/S[j, j]
             descend(G, c[None], np.zeros(1), a[None], 1e-6, 20)            # the best non-negative a, near enough
@@ -198,14 +209,16 @@ def refine_units(
         if np.abs(A-old).max() < tol*np.abs(A).max(): break
     return A
 
-# %% ../nbs/08_ffm.ipynb #6ee15497
+# %% ../nbs/08_ffm.ipynb #257bd7b8
+def _moments(b, C, alpha): B = encode(b.M, C, alpha); return B.T@B, B.T@b.M
+
 def _shares(U, a, part, shrink):
     "Factors that shorten the share of each part in a unit, one for each part unit"
     shares = np.array([np.linalg.norm(U[:, part==p]@a[part==p]) for p in range(part.max()+1)])
     return np.maximum(1 - shrink*np.linalg.norm(U@a)/np.where(shares>0, shares, np.inf), 0)[part]
 
 # %% ../nbs/08_ffm.ipynb #d055a5b3
-FORMAT = dict(format='dfecs_nb units', format_version=2, template='iBUG-68', vector='x0..x67, y0..y67',
+FORMAT = dict(format='dfecs_nb units', format_version=3, template='iBUG-68', vector='x0..x67, y0..y67',
               eye_width=200, sides="subject's")          # a file must agree in all of these
 
 # what fitted models of the two levels know beside their units
@@ -218,49 +231,34 @@ def save(self:FullFaceModel,
     path,                  # Ends in .npz
 )->Path:                   # `path`
     "Save the fitted model"
-    path = Path(path)
-    if path.suffix!='.npz': raise ValueError(f'a model is saved as .npz; got {path.name!r}')
     check_is_fitted(self, 'parts_')
     if len(self.U_)!=136:
         raise ValueError(f'only models of the 68 keypoints can be saved; this one has {len(self.U_)} columns')
     known = lambda m, names: {k: getattr(m, k) for k in names}
     parts = {p: m.get_params() | known(m, _PART) | dict(n_units=len(m.components_)) for p,m in self.parts_.items()}
-    meta = FORMAT | dict(
+    facts = FORMAT | dict(
         software=__version__, variance_asked=self.variance, variance=self.variance_, refine=self.refine, parts=parts,
         hfm=self.hfm_.get_params(), fitted=known(self.hfm_, _HFM), source=self.source_,
         history=self.history_.to_dict(orient='records'))
-    plain = lambda o: o.tolist() if hasattr(o, 'tolist') else list(o) if isinstance(o, range) else None    # a generator
-    text = json.dumps(meta, default=plain)
-    arrays = dict(U=self.U_, A=self.A_, A_hfm=self.hfm_.A_, components=self.components_, meta=np.array(text))
-    with atomic(path) as tmp, open(tmp, 'wb') as f: np.savez_compressed(f, **arrays)
-    return path
+    arrays = dict(U=self.U_, A=self.A_, A_hfm=self.hfm_.A_, components=self.components_)
+    return save_archive(path, arrays, facts)
 
-# %% ../nbs/08_ffm.ipynb #3b9e57f8
+# %% ../nbs/08_ffm.ipynb #8f5b5f2c
 def _read_model(path):
-    "(arrays, meta) of a model file, or one clear error"
-    path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f'no model at {path}')
-    try:
-        with np.load(path, allow_pickle=False) as f:
-            arrays = {k: f[k] for k in ('U', 'A', 'A_hfm', 'components', 'meta')}
-        meta = json.loads(str(arrays.pop('meta')))
-    except Exception as e:
-        raise ValueError(f'{path} is not a model of dfecs_nb: expected a .npz file with U, A, A_hfm, components, meta; '
-                         f'reading it ended in {type(e).__name__}') from None
-    wrong = [f'{k} is {meta.get(k)!r} instead of {v!r}' for k,v in FORMAT.items() if meta.get(k)!=v]
-    if wrong: raise ValueError(f'{path} does not fit this version ({__version__}): {"; ".join(wrong)}; '
-                               'learn the model again or use the version that saved it')
+    "(arrays, facts) of a model file, or one clear error"
+    arrays,meta = load_archive(path, FORMAT, ('U', 'A', 'A_hfm', 'components'), oldest=2, sealed=3)
     U,A,C = (arrays[k] for k in ('U', 'A', 'components'))
     if not _belong(U, A, C):
         raise ValueError(f'{path} is damaged: U {U.shape}, A {A.shape} and components {C.shape} do not belong together')
     return arrays, meta
 
-# %% ../nbs/08_ffm.ipynb #257bd7b8
+# %% ../nbs/08_ffm.ipynb #b5cbe465
 def _belong(U, A, C):
-    if U.ndim!=2 or A.ndim!=2 or len(U)!=136 or U.shape[1]!=len(A): return False
+    if {a.dtype.kind for a in (U, A, C)}!={'f'} or U.ndim!=2 or A.ndim!=2: return False
+    if len(U)!=136 or U.shape[1]!=len(A): return False
     return C.shape==(A.shape[1], 136) and np.allclose(C, (U@A).T)
 
-# %% ../nbs/08_ffm.ipynb #8f5b5f2c
+# %% ../nbs/08_ffm.ipynb #ac1c49d2
 @patch(cls_method=True)
 def load(cls:FullFaceModel,
     path,                  # A file that `save` wrote
@@ -269,7 +267,7 @@ def load(cls:FullFaceModel,
     arrays,meta = _read_model(path); self = cls()
     self.U_,self.A_,self.components_ = (arrays[k] for k in ('U', 'A', 'components'))
     try: _restore(self, meta, arrays['A_hfm'])
-    except (KeyError, TypeError, ValueError, AttributeError) as e:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
         raise ValueError(f'{path} is damaged: its settings cannot be read ({type(e).__name__}: {e})') from None
     return self
 

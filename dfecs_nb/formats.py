@@ -203,7 +203,7 @@ def _numbers(t, text, name):
     for c in [c for c,kind in t.dtypes.items() if c not in text and not pd.api.types.is_numeric_dtype(kind)]:
         v = pd.to_numeric(t[c], errors='coerce'); bad = np.flatnonzero(v.isna() & t[c].notna())
         if len(bad):
-            found = t[c].iloc[bad[0]]
+            found = str(t[c].iloc[bad[0]])[:40]                    # a damaged file may have any length of bytes there
             raise ValueError(f'{name}: row {bad[0]+1} of column {c} must hold a number; found {found!r}')
         t[c] = v
     return t if text else pd.DataFrame(t.to_numpy(float), columns=t.columns)      # one block: what follows is fast

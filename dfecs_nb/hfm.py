@@ -21,6 +21,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from .template import as_matrix, like
 from .encoding import encode, plain_input
+from .passes import Frames, StoredFrames, squares
 from .pfm import _list, _mark, _number, _rows, _seed, _whole, largest_reaching, run_search
 
 # %% ../nbs/07_hfm.ipynb #39558c96
@@ -64,35 +65,68 @@ def svd_start(
     return np.where(W>1e-6*W.max(), W, V.mean()), np.where(H>1e-6*H.max(), H, V.mean())
 
 # %% ../nbs/07_hfm.ipynb #c41fa7ee
-def _scale(W, H, lA=1., lB=1.):
-    "Factors for the rows of H (and divisors for the columns of W) that make both penalties of each component equal"
-    a,b = H.sum(1)*(lA or 1),W.sum(0)*(lB or 1); ok = (a>0) & (b>0); t = np.ones(len(a)); t[ok] = np.sqrt(b[ok]/a[ok])
+def _scale(w, H, lA=1., lB=1.):
+    "Factors for the rows of H (and divisors for the columns of W, whose sums are w) that make both penalties equal"
+    a,b = H.sum(1)*(lA or 1),w*(lB or 1); ok = (a>0) & (b>0); t = np.ones(len(a)); t[ok] = np.sqrt(b[ok]/a[ok])
     return t
 
-def _objective(V, W, H, lA, lB): return .5*((V-W@H)**2).sum() + lA*H.sum() + lB*W.sum()
+# %% ../nbs/07_hfm.ipynb #6c2db237
+class _Factor:
+    "W, kept by the frames; here are only the sums of its columns, and divisors that the next pass applies"
+    def __init__(self, F, W): self.F,self.t = F,1.; self.w = F.fold(_put, W, store=True)
+
+    def scale(self, t): self.t,self.w = self.t*t,self.w/t
+
+    def round(self, H, l, step, back):
+        "New W for given H; returns the moments of W, extrapolated by `step`"
+        A,B,self.w = self.F.fold(_round, H, l, step, back, self.t, store=True); self.t = 1.
+        return A, B
+
+    def solve(self, H, l, sweeps=1000, live=1.):
+        "W for fixed H; returns the squared error"
+        error,self.w = self.F.fold(_solve, H, l, sweeps, live/self.t, store=True); self.t = 1.
+        return error
+
+def _put(b, W):
+    b.keep['W'] = np.zeros((len(b), W)) if np.ndim(W)==0 else np.ascontiguousarray(W[b.start:b.start+len(b)])
+    return b.keep['W'].sum(0)
+
+# %% ../nbs/07_hfm.ipynb #3f5dafc3
+def _round(b, H, l, step, back, t):
+    "Two sweeps over some frames; W2 is W, continued beyond its end"
+    from dfecs_nb.updates import correlate, moments, sweep_codes
+    W = b.keep['W']/t; new = W.copy() if back else b.keep['W2']/t; A,B = np.empty((len(H), len(H))),np.empty_like(H)
+    C = np.empty_like(W); correlate(H, b.XT, C); sweep_codes(C, H@H.T, l, new, 2)
+    b.keep.update(W=new, W2=np.maximum(new + step*(new-W), 0)); moments(b.keep['W2'], b.X, A, B)
+    return A, B, new.sum(0)
+
+def _solve(b, H, l, sweeps, factor):
+    "Codes for fixed H, from those there are"
+    from dfecs_nb.updates import sweep_codes
+    W = np.ascontiguousarray(b.keep['W']*factor); C = np.ascontiguousarray(b.X@H.T)
+    sweep_codes(C, H@H.T, l, W, sweeps, 1e-13)
+    b.keep = dict(W=W)
+    return ((b.X-W@H)**2).sum(), W.sum(0)
 
 # %% ../nbs/07_hfm.ipynb #403885da
-def _rounds(V, W, H, lA, lB, max_iter, tol, fast=True):
-    "Alternate until ten rounds lower the objective by less than the share `tol`; returns W, H, rounds"
-    from dfecs_nb.updates import correlate, moments, sweep_codes, sweep_groups
-    n2,C,cost,last,step,top = (V**2).sum(),np.empty_like(W),[],np.inf,.5*fast,1.
-    VT,A,B = np.ascontiguousarray(V.T),np.empty((len(H), len(H))),np.empty_like(H)
-    t = _scale(W, H, lA, lB); W,H = W/t,H*t[:, None]; W2,H2 = W.copy(),H.copy()            # W2, H2: extrapolated
+def _rounds(W, H, lA, lB, max_iter, tol, fast=True):
+    "Alternate until ten rounds lower the objective by less than the share `tol`; returns H, rounds"
+    from dfecs_nb.updates import sweep_groups
+    n2,cost,last,step,top,back = W.F.fold(squares),[],np.inf,.5*fast,1.,True
+    t = _scale(W.w, H, lA, lB); W.scale(t); H = H*t[:, None]; H2 = H.copy()                # H2: extrapolated
     for n in range(1, max_iter+1):
-        correlate(H2, VT, C); new = W2.copy(); sweep_codes(C, H2@H2.T, lB, new, 2)
-        W2 = np.maximum(new + step*(new-W), 0); W = new
-        moments(W2, V, A, B); new = H2.copy(); sweep_groups(A, B, lA, new, 30)
-        now = .5*(n2 - 2*(B*new).sum() + (A*(new@new.T)).sum()) + lA*new.sum() + lB*W.sum()
-        if now > last: W2,H2 = W.copy(),new.copy(); top,step = step,step/1.5                # too far: back
+        A,B = W.round(H2, lB, step, back); new = H2.copy(); sweep_groups(A, B, lA, new, 30)
+        now = .5*(n2 - 2*(B*new).sum() + (A*(new@new.T)).sum()) + lA*new.sum() + lB*W.w.sum(); back = now > last
+        if back: H2 = new.copy(); top,step = step,step/1.5                                  # too far
         else: H2 = np.maximum(new + step*(new-H), 0); step,top = min(top, 1.05*step),min(1., 1.01*top)
         H,last = new,now; cost.append(min(now, cost[-1] if cost else now))
-        if n%10==0: t = _scale(W, H, lA, lB); W,W2 = W/t,W2/t; H,H2 = H*t[:, None],H2*t[:, None]
+        if n%10==0: t = _scale(W.w, H, lA, lB); W.scale(t); H,H2 = H*t[:, None],H2*t[:, None]
         if n>20 and cost[-11]-cost[-1] < tol*cost[-1]: break
-    return W, H, n
+    return H, n
 
-# %% ../nbs/07_hfm.ipynb #8b78347a
+# %% ../nbs/07_hfm.ipynb #cc4c7128
 def factorize(
-    V:np.ndarray,          # Codes of the parts `(m, k)`, non-negative
+    V,                     # Codes of the parts `(m, k)`, non-negative
     q:int,                 # Components
     lA:float, lB:float,    # L1 weights, see `penalties`
     seed=0,                # Of a random start; None starts from the singular value decomposition
@@ -100,20 +134,20 @@ def factorize(
     tol:float=1e-5,        # Stop when ten rounds lower the objective by less than this share
 )->tuple:                  # B transposed `(m, q)`, A transposed `(q, k)`, objective, rounds, did it converge?
     "One sparse non-negative factorization"
-    step,l,n = max(1, len(V)//2000),np.sqrt(lA*lB),0; S = np.ascontiguousarray(V[::step])
-    W,H = svd_start(S, q) if seed is None else random_start(S, q, seed)
-    if step>1:
-        W,H,n = _rounds(S, W, H, l/step, l, max_iter, tol); W = _codes(V, np.zeros((len(V), q)), H, l, 20)
-    W,H,more = _rounds(V, W, H, l, l, max_iter, tol); W,H,_ = _rounds(V, W, H, l, l, 3, 0, fast=False)
-    t = _scale(W, H)*(np.sqrt(lB/lA) if lA else 1); H = H*t[:, None]; W = _codes(V, W/t*H.any(1), H, lB)
-    return W, H, _objective(V, W, H, lA, lB), n+more, more<max_iter
+    F = Frames(V); H,_,*rest = _factorized(F, q, lA, lB, seed, max_iter, tol)
+    return F.block.keep['W'], H, *rest
 
-# %% ../nbs/07_hfm.ipynb #612466fb
-def _codes(V, W, H, l, sweeps=1000):
-    "W for fixed H, from a start"
-    from dfecs_nb.updates import sweep_codes
-    W = np.ascontiguousarray(W); C = np.ascontiguousarray(V@H.T); sweep_codes(C, H@H.T, l, W, sweeps, 1e-13)
-    return W
+# %% ../nbs/07_hfm.ipynb #bb6959cd
+def _factorized(F, q, lA, lB, seed, max_iter, tol):
+    "Factorization of `Frames` or `StoredFrames`; returns H, sums of W, objective, rounds, did it converge?"
+    step,l,n = max(1, F.n//2000),np.sqrt(lA*lB),0; S = F.every(step)
+    W,H = svd_start(S, q) if seed is None else random_start(S, q, seed)
+    if step>1: H,n = _rounds(_Factor(Frames(S), W), H, l/step, l, max_iter, tol); W = _Factor(F, q); W.solve(H, l, 20)
+    else: W = _Factor(F, W)
+    H,more = _rounds(W, H, l, l, max_iter, tol); H,_ = _rounds(W, H, l, l, 3, 0, fast=False)
+    t = _scale(W.w, H)*(np.sqrt(lB/lA) if lA else 1); H = H*t[:, None]; W.scale(t)
+    error = W.solve(H, lB, live=H.any(1))
+    return H, W.w, .5*error + lA*H.sum() + lB*W.w.sum(), n+more, more<max_iter
 
 # %% ../nbs/07_hfm.ipynb #29345f6b
 def first_pair(
@@ -132,13 +166,170 @@ def _product(a, b): return round(float(a)*float(b), 12)
 
 # %% ../nbs/07_hfm.ipynb #9f342fab
 def rank_bound(
-    V:np.ndarray,        # Codes of the parts `(m, k)`
+    V,                   # Codes of the parts `(m, k)`
     X=None, U=None,      # Movements `(m, p)` and part units `(p, k)`; None: of `V` itself
 )->np.ndarray:           # Percent for ranks 0, 1, …
     "Most that a factorization of rank q can explain of the movements (or of the codes)"
-    Y = V if X is None else X@np.linalg.svd(U, full_matrices=False)[0]
-    e = np.linalg.eigvalsh(Y.T@Y)[::-1]
-    return 100*np.r_[0, np.cumsum(np.maximum(e, 0))]/((V if X is None else X)**2).sum() + 1e-6
+    G,total = _as_frames(V, X).fold(_spread, None if U is None else np.linalg.svd(U, full_matrices=False)[0])
+    return 100*np.r_[0, np.cumsum(np.maximum(np.linalg.eigvalsh(G)[::-1], 0))]/total + 1e-6
+
+def _as_frames(V, X=None): return V if isinstance(V, (Frames, StoredFrames)) else Frames(V, X)
+
+def _spread(b, Q):
+    "Products of coordinates, and the sum of squares"
+    Y,Z = (b.X, b.X) if Q is None else (b.Y@Q, b.Y)
+    return Y.T@Y, (Z**2).sum()
+
+# %% ../nbs/07_hfm.ipynb #31e595e8
+class _Settings:
+    "Fits for (components, product of the penalties), each made once, and the table of what was tried"
+    def __init__(self, model, F, U, known=None, tell=None):
+        self.model,self.F,self.U,self.tell,self.rows,self.fits,self.known = model,F,U,tell,[],{},{}
+        m,top = model,2 if model.penalty=='paper' else 100
+        grid = _list('alphas', m.alphas, _number, np.arange(10, 0, -1)/top)
+        a,b = (sorted({float(x) for x in (grid if v is None else [v])}, reverse=True) for v in (m.alpha_A, m.alpha_B))
+        self.pairs = [(x, y) for x in a for y in b if (x==0)==(y==0)] or [(a[0], b[0])]; penalties(*self.pairs[0], 1, 1)
+        self.first = {_product(*p): i for i,p in reversed(list(enumerate(self.pairs)))}
+        qs = [m.n_components] if m.n_components else _list('q_range', m.q_range, _whole, range(1, F.p+1))
+        qs = sorted({int(q) for q in qs}); self.qs = [q for q in qs if q <= F.n] or qs[:1]
+        self.seed = _seed(m.random_state)
+        self.mark = _mark(F.fingerprint(), U, m.penalty, m.n_init, m.max_iter, m.tol, self.seed)
+        self.old = {(int(r['n_components']), _product(r['alpha_A'], r['alpha_B'])): r
+                    for r in _rows(known, 'all', self.mark)}
+
+# %% ../nbs/07_hfm.ipynb #e9edbde8
+@patch
+def __call__(self:_Settings, q, product):
+    "Variance explained, percent"
+    cell = (q, product)
+    if cell not in self.known:
+        old = self.old.get(cell)
+        if old is None: self.fit(q, product)
+        else: self.rows.append(old); self.known[cell] = old['variance']
+        if self.tell and old is None: self.tell('all', q, self.pairs[self.first[product]], self.known[cell])
+    return self.known[cell]
+
+@patch
+def order(self:_Settings,
+    cell,                             # (components, product)
+)->tuple:                             # Smaller is tried earlier
+    "Where a setting stands in the paper's order"
+    return cell[0], self.first[cell[1]]
+
+# %% ../nbs/07_hfm.ipynb #e72d9ae7
+@patch
+def find(self:_Settings):
+    "The paper's search; None if no setting reaches"
+    m = self.model; bound = rank_bound(self.F, U=self.U); skipped = []
+    for q in self.qs:
+        if m.search=='bisect' and bound[min(q, len(bound)-1)] < m.variance: skipped.append(q); continue
+        pair = first_pair(partial(self, q), self.pairs, m.variance, m.search)
+        if pair: return q, _product(*pair)
+    for q in reversed(skipped):                        # nothing reaches: the best may be among these after all
+        if bound[min(q, len(bound)-1)] > max(self.known.values(), default=0): self(q, min(self.first))
+
+# %% ../nbs/07_hfm.ipynb #8b78347a
+@patch
+def fit(self:_Settings,
+    q, product,                       # Components, and product of the penalties
+)->tuple:                             # Anew, or from the table
+    "(H of the live components, objective of each start, rounds, did it converge?) of a setting"
+    cell = (q, product); m = self.model
+    if cell in self.fits: return self.fits[cell]
+    pair = self.pairs[self.first[product]]; lA,lB = penalties(*pair, self.F.n, self.F.p, m.penalty)
+    seeds = [None]*(q <= min(self.F.n, self.F.p)) + [self.seed+i for i in range(m.n_init)]
+    runs = _in_turn(partial(_start, self.F, self.U, q, lA, lB, m.max_iter, m.tol), seeds, m.n_jobs)
+    costs = np.array([r[2] for r in runs]); H,w,cost,rounds,converged,variance = runs[int(costs.argmin())]
+    live = (w>0) & (H.sum(1)>0); self.fits[cell] = H[live],costs,rounds,converged
+    if cell not in self.known:
+        self.known[cell] = variance
+        self.rows.append(dict(
+            part='all', n_components=q, alpha_A=pair[0], alpha_B=pair[1], penalty=m.penalty, variance=variance,
+            objective=float(cost), rounds=rounds, converged=converged, n_live=int(live.sum()), data=self.mark))
+    return self.fits[cell]
+
+# %% ../nbs/07_hfm.ipynb #b48bc1a8
+def _in_turn(f, values, n_jobs):
+    "Results of `f`, in order, from up to `n_jobs` threads at the same time"
+    jobs = (os.cpu_count() or 1) if n_jobs==-1 else n_jobs or 1
+    if jobs==1: return [f(v) for v in values]
+    with ThreadPoolExecutor(jobs) as pool: return list(pool.map(f, values))
+
+# %% ../nbs/07_hfm.ipynb #e1c93511
+def _start(F, U, q, lA, lB, max_iter, tol, seed):
+    "One factorization, and the percent of the movements that U A B explains (of V that A B explains without U)"
+    F = F.fresh(); H,*rest = _factorized(F, q, lA, lB, seed, max_iter, tol)
+    Z = H if U is None else H@U.T; WY,WW,total = F.fold(_products, U is None); F.close()
+    return H, *rest, 100*float(1 - (total - 2*(WY*Z).sum() + (WW*(Z@Z.T)).sum())/total)
+
+def _products(b, of_codes):
+    "W'Y, W'W and the sum of squares of Y"
+    W,Y = b.keep['W'],b.X if of_codes else b.Y
+    return W.T@Y, W.T@W, (Y**2).sum()
+
+@patch
+def history(self:_Settings):
+    "What was tried, in order"
+    names = 'part n_components alpha_A alpha_B penalty variance objective rounds converged n_live data'
+    return pd.DataFrame(self.rows, columns=names.split())
+
+# %% ../nbs/07_hfm.ipynb #8c39ee35
+def _check(self):
+    for name,check in (('n_components', _whole), ('alpha_A', _number), ('alpha_B', _number)):
+        if getattr(self, name) is not None: check(name, getattr(self, name))
+    _number('variance', self.variance, 100); _whole('max_iter', self.max_iter); _number('tol', self.tol)
+    _whole('n_init', self.n_init, 0); check_random_state(self.random_state); penalties(0, 0, 1, 1, self.penalty)
+    _list('q_range', self.q_range, _whole, None); _list('alphas', self.alphas, _number, None)
+    if self.n_jobs is not None and self.n_jobs!=-1: _whole('n_jobs', self.n_jobs)
+    if self.search not in ('bisect', 'exhaustive'):
+        raise ValueError(f"search must be 'bisect' or 'exhaustive'; got {self.search!r}")
+
+# %% ../nbs/07_hfm.ipynb #d1345c99
+def _check_shapes(self, F, X, U):
+    q = self.n_components
+    if q and F.n < q: raise ValueError(f'{q} components cannot be learned from {F.n} frames (n_samples={F.n}); '
+                                       'at least as many frames as components are needed')
+    if q and not self.n_init and q > min(F.n, F.p):
+        raise ValueError(f'n_init must be at least 1 for more components ({q}) than part units ({F.p})')
+    if (X is None)!=(U is None): raise ValueError('give X and U together, or neither')
+    if X is not None and not (np.isfinite(X).all() and np.isfinite(U).all()):
+        raise ValueError('X and U must be finite: leave lost frames out of V and X alike')
+    if X is not None and (X.shape[0]!=F.n or U.shape!=(X.shape[1], F.p)):
+        raise ValueError(f'V {(F.n, F.p)}, X {X.shape} and U {U.shape} do not fit: X needs a row for each row of V, '
+                         f'and U must be {(X.shape[1], F.p)}')
+
+# %% ../nbs/07_hfm.ipynb #d16a8e26
+def _codes_matrix(V):
+    "Checked codes to learn from"
+    M = plain_input(V, name='V'); bad = ~np.isfinite(M).all(1)
+    if not len(M): raise ValueError('V has no frames (samples) to learn from')
+    if bad.any(): raise ValueError(
+        f'V must be finite; {bad.sum()} of {len(M)} frames have missing or infinite values (NaN, inf)')
+    if (M<0).any(): raise ValueError(
+        'Negative values in data passed to HierarchicalFaceModel: codes must not be negative; '
+        f'the smallest is {M.min():.3g}')
+    if not M.any(): raise ValueError('V is zero everywhere: there is no movement to learn from')
+    return M
+
+# %% ../nbs/07_hfm.ipynb #c5f6c60b
+def _fit(self, V, X, U, known, tell):
+    "Fit the model; returns the frames of codes"
+    X,U = (Z if Z is None else as_matrix(Z, np.shape(Z)[-1], n) for Z,n in ((X, 'X'), (U, 'U')))
+    ready = isinstance(V, (Frames, StoredFrames))
+    F = V if ready else Frames(_codes_matrix(V), X); _check(self)
+    if not ready: _check_shapes(self, F, X, U)
+    cells = _Settings(self, F, U, known, tell); self.interrupted_ = False
+    if None not in (self.n_components, self.alpha_A, self.alpha_B):
+        cell = self.n_components,_product(self.alpha_A, self.alpha_B)
+    else: cell,_,self.interrupted_ = run_search(
+        cells.find, cells.known, self.variance, 'hierarchical model', cells.order)
+    H,self.costs_,self.n_iter_,self.converged_ = cells.fit(*cell)
+    self.variance_ = float(cells.known[cell]); self.reached_ = self.variance_ >= self.variance
+    self.alpha_A_,self.alpha_B_ = cells.pairs[cells.first[cell[1]]]; self.history_ = cells.history()
+    self.A_,self.n_components_,self.n_live_,self.n_features_in_ = H.T,len(H),len(H),F.p
+    if not len(H): raise ValueError(
+        f'alpha_A={self.alpha_A_:g}, alpha_B={self.alpha_B_:g} emptied every component; take smaller ones')
+    return F
 
 # %% ../nbs/07_hfm.ipynb #4207c42e
 class HierarchicalFaceModel(TransformerMixin, BaseEstimator):
@@ -166,8 +357,7 @@ class HierarchicalFaceModel(TransformerMixin, BaseEstimator):
         X=None, U=None, known=None, tell=None,   # See `fit`
     ):                                # B of the training frames `(m, q)`; a table if `V` is one
         "Learn `A_` and return B"
-        M = _fit(self, V, X, U, known, tell)
-        return _B(self, V, M)
+        return _B(self, V, _fit(self, V, X, U, known, tell).block.X)
 
     def transform(self,
         V,                            # Codes of the parts `(n, k)`
@@ -176,10 +366,10 @@ class HierarchicalFaceModel(TransformerMixin, BaseEstimator):
         check_is_fitted(self, 'A_')
         return _B(self, V, plain_input(V, self, 'V'))
 
-# %% ../nbs/07_hfm.ipynb #cc4c7128
+# %% ../nbs/07_hfm.ipynb #f21b3a50
 @patch
 def fit(self:HierarchicalFaceModel,
-    V,                                # Codes of the parts `(m, k)`, non-negative, no missing values
+    V,                                # Codes of the parts `(m, k)`, non-negative, none missing; or `Frames` of them
     y=None,                           # Ignored
     X=None, U=None,                   # Movements `(m, p)` and part units `(p, k)` to judge by; None: judge by `V`
     known=None,                       # `history_` of an earlier search of the same data, not fitted again
@@ -188,15 +378,6 @@ def fit(self:HierarchicalFaceModel,
     "Learn which part units belong together"
     _fit(self, V, X, U, known, tell)
     return self
-
-# %% ../nbs/07_hfm.ipynb #c35a4939
-@patch
-def __sklearn_tags__(self:HierarchicalFaceModel):
-    tags = super(HierarchicalFaceModel, self).__sklearn_tags__(); tags.input_tags.positive_only = True
-    return tags
-
-@patch
-def _more_tags(self:HierarchicalFaceModel): return dict(requires_positive_X=True)          # scikit-learn 1.5
 
 # %% ../nbs/07_hfm.ipynb #0e0d0e78
 def _B(self, V, M):
@@ -211,142 +392,11 @@ def get_feature_names_out(self:HierarchicalFaceModel,
     "AU1, AU2, …"
     return np.array([f'AU{j+1}' for j in range(self.A_.shape[1])], dtype=object)
 
-# %% ../nbs/07_hfm.ipynb #8c39ee35
-def _check(self):
-    for name,check in (('n_components', _whole), ('alpha_A', _number), ('alpha_B', _number)):
-        if getattr(self, name) is not None: check(name, getattr(self, name))
-    _number('variance', self.variance, 100); _whole('max_iter', self.max_iter); _number('tol', self.tol)
-    _whole('n_init', self.n_init, 0); check_random_state(self.random_state); penalties(0, 0, 1, 1, self.penalty)
-    _list('q_range', self.q_range, _whole, None); _list('alphas', self.alphas, _number, None)
-    if self.n_jobs is not None and self.n_jobs!=-1: _whole('n_jobs', self.n_jobs)
-    if self.search not in ('bisect', 'exhaustive'):
-        raise ValueError(f"search must be 'bisect' or 'exhaustive'; got {self.search!r}")
-
-# %% ../nbs/07_hfm.ipynb #d1345c99
-def _check_shapes(self, M, X, U):
-    q = self.n_components
-    if q and len(M) < q: raise ValueError(f'{q} components cannot be learned from {len(M)} frames '
-                                          f'(n_samples={len(M)}); '
-                                          'at least as many frames as components are needed')
-    if q and not self.n_init and q > min(M.shape):
-        raise ValueError(f'n_init must be at least 1 for more components ({q}) than part units ({M.shape[1]})')
-    if (X is None)!=(U is None): raise ValueError('give X and U together, or neither')
-    if X is not None and not (np.isfinite(X).all() and np.isfinite(U).all()):
-        raise ValueError('X and U must be finite: leave lost frames out of V and X alike')
-    if X is not None and (X.shape[0]!=len(M) or U.shape!=(X.shape[1], M.shape[1])):
-        raise ValueError(f'V {M.shape}, X {X.shape} and U {U.shape} do not fit: X needs a row for each row of V, '
-                         f'and U must be {(X.shape[1], M.shape[1])}')
-
-# %% ../nbs/07_hfm.ipynb #d16a8e26
-def _codes_matrix(V):
-    "Checked codes to learn from"
-    M = plain_input(V, name='V'); bad = ~np.isfinite(M).all(1)
-    if not len(M): raise ValueError('V has no frames (samples) to learn from')
-    if bad.any(): raise ValueError(
-        f'V must be finite; {bad.sum()} of {len(M)} frames have missing or infinite values (NaN, inf)')
-    if (M<0).any(): raise ValueError(
-        'Negative values in data passed to HierarchicalFaceModel: codes must not be negative; '
-        f'the smallest is {M.min():.3g}')
-    if not M.any(): raise ValueError('V is zero everywhere: there is no movement to learn from')
-    return M
-
-# %% ../nbs/07_hfm.ipynb #c5f6c60b
-def _fit(self, V, X, U, known, tell):
-    "Fit the model; returns the codes as a matrix"
-    M = _codes_matrix(V); X,U = (Z if Z is None else as_matrix(Z, np.shape(Z)[-1], n) for Z,n in ((X, 'X'), (U, 'U')))
-    _check(self); _check_shapes(self, M, X, U); cells = _Settings(self, M, X, U, known, tell); self.interrupted_ = False
-    if None not in (self.n_components, self.alpha_A, self.alpha_B):
-        cell = self.n_components,_product(self.alpha_A, self.alpha_B)
-    else: cell,_,self.interrupted_ = run_search(
-        cells.find, cells.known, self.variance, 'hierarchical model', cells.order)
-    H,self.costs_,self.n_iter_,self.converged_ = cells.fit(*cell)
-    self.variance_ = float(cells.known[cell]); self.reached_ = self.variance_ >= self.variance
-    self.alpha_A_,self.alpha_B_ = cells.pairs[cells.first[cell[1]]]; self.history_ = cells.history()
-    self.A_,self.n_components_,self.n_live_,self.n_features_in_ = H.T,len(H),len(H),M.shape[1]
-    if not len(H): raise ValueError(
-        f'alpha_A={self.alpha_A_:g}, alpha_B={self.alpha_B_:g} emptied every component; take smaller ones')
-    return M
-
-# %% ../nbs/07_hfm.ipynb #31e595e8
-class _Settings:
-    "Fits for (components, product of the penalties), each made once, and the table of what was tried"
-    def __init__(self, model, V, X, U, known=None, tell=None):
-        self.model,self.V,self.X,self.U,self.tell,self.rows,self.fits,self.known = model,V,X,U,tell,[],{},{}
-        m,top = model,2 if model.penalty=='paper' else 100
-        grid = _list('alphas', m.alphas, _number, np.arange(10, 0, -1)/top)
-        a,b = (sorted({float(x) for x in (grid if v is None else [v])}, reverse=True) for v in (m.alpha_A, m.alpha_B))
-        self.pairs = [(x, y) for x in a for y in b if (x==0)==(y==0)] or [(a[0], b[0])]; penalties(*self.pairs[0], 1, 1)
-        self.first = {_product(*p): i for i,p in reversed(list(enumerate(self.pairs)))}
-        qs = [m.n_components] if m.n_components else _list('q_range', m.q_range, _whole, range(1, V.shape[1]+1))
-        qs = sorted({int(q) for q in qs}); self.qs = [q for q in qs if q <= len(V)] or qs[:1]
-        self.seed = _seed(m.random_state)
-        of = [a for a in (V, X, U) if a is not None]
-        self.mark = _mark(*of, m.penalty, m.n_init, m.max_iter, m.tol, self.seed)
-        self.old = {(int(r['n_components']), _product(r['alpha_A'], r['alpha_B'])): r
-                    for r in _rows(known, 'all', self.mark)}
-
-# %% ../nbs/07_hfm.ipynb #e9edbde8
+# %% ../nbs/07_hfm.ipynb #c35a4939
 @patch
-def __call__(self:_Settings, q, product):
-    "Variance explained, percent"
-    cell = (q, product)
-    if cell not in self.known:
-        old = self.old.get(cell)
-        if old is None: self.fit(q, product)
-        else: self.rows.append(old); self.known[cell] = old['variance']
-        if self.tell and old is None: self.tell('all', q, self.pairs[self.first[product]], self.known[cell])
-    return self.known[cell]
+def __sklearn_tags__(self:HierarchicalFaceModel):
+    tags = super(HierarchicalFaceModel, self).__sklearn_tags__(); tags.input_tags.positive_only = True
+    return tags
 
 @patch
-def order(self:_Settings, cell):
-    "Where a setting stands in the paper's order"
-    return cell[0], self.first[cell[1]]
-
-# %% ../nbs/07_hfm.ipynb #3f5dafc3
-@patch
-def find(self:_Settings):
-    "The paper's search; None if no setting reaches"
-    m = self.model; bound = rank_bound(self.V, self.X, self.U); skipped = []
-    for q in self.qs:
-        if m.search=='bisect' and bound[min(q, len(bound)-1)] < m.variance: skipped.append(q); continue
-        pair = first_pair(partial(self, q), self.pairs, m.variance, m.search)
-        if pair: return q, _product(*pair)
-    for q in reversed(skipped):                        # nothing reaches: the best may be among these after all
-        if bound[min(q, len(bound)-1)] > max(self.known.values(), default=0): self(q, min(self.first))
-
-# %% ../nbs/07_hfm.ipynb #6c2db237
-@patch
-def fit(self:_Settings, q, product):
-    "(H of the live components, objective of each start, rounds, did it converge?) of a setting"
-    cell = (q, product); m = self.model
-    if cell in self.fits: return self.fits[cell]
-    pair = self.pairs[self.first[product]]; lA,lB = penalties(*pair, *self.V.shape, m.penalty)
-    seeds = [None]*(q <= min(self.V.shape)) + [self.seed+i for i in range(m.n_init)]
-    runs = _side_by_side(lambda s: factorize(self.V, q, lA, lB, s, m.max_iter, m.tol), seeds, m.n_jobs)
-    costs = np.array([r[2] for r in runs]); W,H,cost,rounds,converged = runs[int(costs.argmin())]
-    live = (W.sum(0)>0) & (H.sum(1)>0); self.fits[cell] = H[live],costs,rounds,converged
-    if cell not in self.known:
-        self.known[cell] = _variance(self.V, W, H, self.X, self.U)
-        self.rows.append(dict(part='all', n_components=q, alpha_A=pair[0], alpha_B=pair[1], penalty=m.penalty,
-                              variance=self.known[cell], objective=float(cost), rounds=rounds, converged=converged,
-                              n_live=int(live.sum()), data=self.mark))
-    return self.fits[cell]
-
-# %% ../nbs/07_hfm.ipynb #b48bc1a8
-def _side_by_side(f, values, n_jobs):
-    "Results of `f`, in order, from up to `n_jobs` threads"
-    jobs = (os.cpu_count() or 1) if n_jobs==-1 else n_jobs or 1
-    if jobs==1: return [f(v) for v in values]
-    with ThreadPoolExecutor(jobs) as pool: return list(pool.map(f, values))
-
-# %% ../nbs/07_hfm.ipynb #e72d9ae7
-def _variance(V, W, H, X, U):
-    "Percent of X explained by U A B (of V by A B without X), from small products"
-    Y,Z = (V, H) if X is None else (X, H@U.T); total = (Y**2).sum()
-    return 100*float(1 - (total - 2*((W.T@Y)*Z).sum() + ((W.T@W)*(Z@Z.T)).sum())/total)
-
-@patch
-def history(self:_Settings):
-    "What was tried, in order"
-    names = 'part n_components alpha_A alpha_B penalty variance objective rounds converged n_live data'
-    return pd.DataFrame(self.rows, columns=names.split())
+def _more_tags(self:HierarchicalFaceModel): return dict(requires_positive_X=True)          # scikit-learn 1.5

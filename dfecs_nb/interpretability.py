@@ -46,7 +46,7 @@ def muscles_svg(
     group = f'<g fill="#7a1fa2" stroke="#7a1fa2" stroke-width="1.1">{"".join(arrows)}</g>'
     return _svg(side, 'Directions in which the facial muscles pull', p, group, _dots(p, 1.8, '#d62728'))
 
-# %% ../nbs/12_interpretability.ipynb #bf09ba93
+# %% ../nbs/12_interpretability.ipynb #93981fb3
 class Ballot:
     "One voter's way through the units of a model; every vote is in the file at once"
     def __init__(self,
@@ -59,27 +59,36 @@ class Ballot:
         if self.voter in ('', 'majority'):          # a column of the results
             raise ValueError(f"a voter needs a name, any but 'majority'; got {self.voter!r}")
         names, mark = _units(model)[0], model_hash(model)
+        if 'percentage' in names: raise ValueError("a unit cannot be called 'percentage', a row of the results")
         key = lambda n: hashlib.sha256(f'{self.voter}\0{mark}\0{n}'.encode('utf-8', 'backslashreplace')).digest()
         self.order = sorted(names, key=key)
         self.votes = self._saved()
         append_vote(self.path)                              # an error now, not after the first look
         self.at = self._open()
-    def _saved(self):
-        "{unit: this voter's last vote} from the file; an error if it is about another model"
-        if not self.path.exists(): return {}
-        t = load_votes(self.path, self.model); t = t[t.voter==self.voter]
-        return {v['unit']: v for v in t.to_dict('records')}
-    def _open(self):
-        "Place of the first unit without a vote; the number of units if there is none"
-        return next((i for i,u in enumerate(self.order) if u not in self.votes), len(self.order))
-    @property
-    def unit(self):
-        "The unit to vote on; None when all are done"
-        return self.order[self.at] if self.at<len(self.order) else None
-    @property
-    def left(self):
-        "How many units have no vote yet"
-        return sum(u not in self.votes for u in self.order)
+
+# %% ../nbs/12_interpretability.ipynb #2e5f7da2
+@patch
+def _saved(self:Ballot):
+    "{unit: this voter's last vote} from the file; an error if it is about another model"
+    if not self.path.exists(): return {}
+    t = load_votes(self.path, self.model); t = t[t.voter==self.voter]
+    return {v['unit']: v for v in t.to_dict('records')}
+
+@patch
+def _open(self:Ballot):
+    "Place of the first unit without a vote; the number of units if there is none"
+    return next((i for i,u in enumerate(self.order) if u not in self.votes), len(self.order))
+
+# %% ../nbs/12_interpretability.ipynb #0c33cc85
+@patch(as_prop=True)
+def unit(self:Ballot):
+    "The unit to vote on; None when all are done"
+    return self.order[self.at] if self.at<len(self.order) else None
+
+@patch(as_prop=True)
+def left(self:Ballot):
+    "How many units have no vote yet"
+    return sum(u not in self.votes for u in self.order)
 
 # %% ../nbs/12_interpretability.ipynb #7d36178a
 @patch
@@ -138,24 +147,29 @@ def _add_points(panel):
         grid_template_columns='minmax(0, 1fr)', overflow='hidden', width='100%'))
     panel.face.add_class('dfecs-face')
 
-# %% ../nbs/12_interpretability.ipynb #f894ee10
+# %% ../nbs/12_interpretability.ipynb #a25b8ff5
 _CHOICES = {'interpretable': ('Interpretable', 'check', 'A face can make this movement'),     # text, icon, tooltip
             'not': ('Not interpretable', 'times', 'No face can make this movement'),
             'unsure': ('Unsure', 'question', 'I cannot tell')}
 
+# %% ../nbs/12_interpretability.ipynb #60d097c2
 def _add_buttons(panel):
-    import ipywidgets as w
     panel.verdicts = {v: _button(*_CHOICES[v], lambda v=v: panel.vote(v)) for v in VERDICTS}
     panel.back_button = _button('Back', 'arrow-left', 'The unit before, to change its vote', lambda: panel.go(-1))
     panel.next_button = _button('Next', 'arrow-right', 'The next unit', lambda: panel.go(1))
     for b in (panel.back_button, panel.next_button): b.layout.flex = '0 1 110px'
+    _add_texts(panel)
+    panel.start_button = _button('Start', 'play', 'Begin, or go on where you stopped', lambda: panel.sign_in())
+
+# %% ../nbs/12_interpretability.ipynb #d88b063e
+def _add_texts(panel):
+    import ipywidgets as w
     text = lambda label, width, **kw: w.Text(description=label, style=dict(description_width=width), **kw)
     panel.comment = text('Comment', '66px', tooltip='Any text, kept with the vote', layout=_wide())
     panel.name = text('Your name', '80px', tooltip='Any name that you will remember')
     panel.still = w.ToggleButton(False, description='Neutral face', icon='eye', layout=dict(width='auto'),
                                  tooltip='Show the photograph without the movement')
     panel.still.observe(lambda _: _draw_photo(panel), 'value')
-    panel.start_button = _button('Start', 'play', 'Begin, or go on where you stopped', lambda: panel.sign_in())
 
 # %% ../nbs/12_interpretability.ipynb #afd64904
 _HEADS = 'the unit on a photograph', 'click on keypoints that move as no face can', 'where muscles pull'
@@ -254,7 +268,7 @@ class VotingPanel:
         "Keypoints marked as artefacts"
         return [i for i,b in enumerate(self.points) if b.value]
 
-# %% ../nbs/12_interpretability.ipynb #2e5f7da2
+# %% ../nbs/12_interpretability.ipynb #50e5910d
 @patch
 def start(self:VotingPanel,
     ballot:Ballot,   # Who votes on what
@@ -263,13 +277,14 @@ def start(self:VotingPanel,
     self.ballot, self.widget.children = ballot, (self.style, self.voting, self.message)
     self.tell(''); self.draw()
 
+# %% ../nbs/12_interpretability.ipynb #87bb9559
 @patch
 def lesson(self:VotingPanel):
     "What the rules say about this unit (HTML text, rejected keypoints): in a class, and after the vote"
     if not self.teach or self.ballot.unit not in self.ballot.votes: return '', []
     return explain(self.rules[self.rules.unit==self.ballot.unit])
 
-# %% ../nbs/12_interpretability.ipynb #93981fb3
+# %% ../nbs/12_interpretability.ipynb #4320c8e7
 @patch
 def draw(self:VotingPanel):
     "Show the ballot's unit, with its vote if there is one"
@@ -283,6 +298,7 @@ def draw(self:VotingPanel):
     for i,w in enumerate(self.points): w.value = i in marks
     _draw_photo(self); _draw_unit(self); _draw_marks(self); _draw_vote(self, vote)
 
+# %% ../nbs/12_interpretability.ipynb #dc52f34b
 @patch
 def tell(self:VotingPanel,
     text:str,        # Any text

@@ -199,6 +199,7 @@ def memory(
     w = -(-(k+1)//4)*4; n = min(2**16, megabytes*2**20//(16*w))
     return np.zeros(2**17, np.uint64), np.zeros(2**17+1, np.int64), np.empty((n, 2, w))
 
+# %% ../nbs/04a_kernels.ipynb #f2eabfc5
 @compiled
 def _place(keys, mask):
     "Where a set is in the table, or the free place where it belongs"
@@ -215,6 +216,7 @@ def _read(l1, q, t, total, lam, new, R, out):
         out[q] = R - (lam*lam-x*x)*total; q += 1
     return q
 
+# %% ../nbs/04a_kernels.ipynb #c86fad47
 @compiled
 def _count(mask, e, z):
     "Number of active units at a vertex; e is the unit that changes sides, -1 at the end of the path"
@@ -276,7 +278,7 @@ def homotopy_memo(
         off[i] = max(off[i], _finish(G, c, max(lam, end), mask, z, V[i]))
         if path: at_l1[i, q:] = R
 
-# %% ../nbs/04a_kernels.ipynb #a2f1ff5f
+# %% ../nbs/04a_kernels.ipynb #1a77b7fc
 EIGHT,LONG,BYTE = ir.VectorType(ir.DoubleType(), 8),ir.IntType(64),ir.IntType(8)
 
 def _array(cx, b, ty, value):
@@ -284,6 +286,7 @@ def _array(cx, b, ty, value):
     a = cx.make_array(ty)(cx, b, value)
     return a.data, [b.extract_value(a.shape, i) for i in range(ty.ndim)]
 
+# %% ../nbs/04a_kernels.ipynb #a37a61e9
 def _eight(b, data, i): return b.bitcast(b.gep(data, [i]), EIGHT.as_pointer())      # numbers i … i+7
 
 def _spread(b, x):

@@ -8,7 +8,6 @@ Docs: https://dfecs-nb.github.io/dfecs_nb/local.html.md"""
 __all__ = ['LocalModel', 'stability', 'plot_stability']
 
 # %% ../nbs/08a_local.ipynb #105b3a88
-import json
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +18,12 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.utils.validation import check_is_fitted
 
 from . import __version__
-from .template import PARTS, as_matrix, atomic, mirror as mirrored, missing_points, part_columns
+from .template import PARTS, as_matrix, mirror as mirrored, missing_points, part_columns
 from .kernels import compiled, descend
 from .encoding import UnitsMixin, encode, variance_explained
 from .pfm import _number, _whole, training_frames
 from .ffm import FORMAT
+from .files import load_archive, save_archive
 
 # %% ../nbs/08a_local.ipynb #54573de5
 _PART = np.empty(136, np.int64)                        # the part of each column
@@ -59,6 +59,7 @@ def _directions(
     Z = np.linalg.eigh(M.T@M)[1].T; Z = np.r_[Z, -Z]; energy = (np.maximum(M@Z.T, 0)**2).sum(0)
     return Z[np.argsort(-energy, kind='stable')[:q]]
 
+# %% ../nbs/08a_local.ipynb #03ab437a
 def _code(M, D, lam, V, sweeps):
     "Improve the codes `V` in place by coordinate descent"
     descend(D@D.T, M@D.T, np.full(len(M), lam), V, 1e-6, sweeps)
@@ -76,6 +77,7 @@ def _learn(M, D, q, lams, share, mu, tol, stage):
         elif lam==lams[-1] and rows[-1]['change']<tol: break
     return D[D.any(1)], rows
 
+# %% ../nbs/08a_local.ipynb #f434122a
 def _part_sizes(D): return np.sqrt(np.add.reduceat((D**2)[:, np.argsort(_PART, kind='stable')],
                                                    np.r_[0, np.bincount(_PART).cumsum()[:-1]], axis=1))
 
@@ -182,10 +184,15 @@ def _check(self, M):
             raise ValueError(f'{name} must be from {least} to {most}; got {v!r}')
     if self.form not in ('relative', 'group'):
         raise ValueError(f"form must be 'relative' or 'group'; got {self.form!r}")
+    _check_frames(M, self.n_components)
+
+# %% ../nbs/08a_local.ipynb #0992e2c4
+def _check_frames(M, q):
+    "Refuse frames that q units cannot be learned from"
     if np.isinf(M).any(): raise ValueError(f'X holds infinite values in {np.isinf(M).any(1).sum()} frames')
     if not M.any(): raise ValueError(f'there is no movement to learn from: all {len(M)} frames are at rest')
-    if len(M)<self.n_components: raise ValueError(f'{self.n_components} units cannot be learned from {len(M)} frames; '
-                                                  'at least as many frames as units are needed')
+    if len(M)<q: raise ValueError(f'{q} units cannot be learned from {len(M)} frames; '
+                                  'at least as many frames as units are needed')
 
 # %% ../nbs/08a_local.ipynb #851dc029
 @patch
@@ -193,30 +200,19 @@ def save(self:LocalModel,
     path,                  # Ends in .npz
 )->Path:                   # `path`
     "Save the fitted model"
-    path = Path(path); check_is_fitted(self, 'components_')
-    if path.suffix!='.npz': raise ValueError(f'a model is saved as .npz; got {path.name!r}')
-    meta = FORMAT | dict(kind='LocalModel', software=__version__, params=self.get_params(), source=self.source_,
+    check_is_fitted(self, 'components_')
+    facts = FORMAT | dict(kind='LocalModel', software=__version__, params=self.get_params(), source=self.source_,
         variance=self.variance_, alpha=self.alpha_, history=self.history_.to_dict('records'))
-    text = json.dumps(meta, default=lambda o: o.tolist() if hasattr(o, 'tolist') else str(o))
-    with atomic(path) as tmp, open(tmp, 'wb') as f:
-        np.savez_compressed(f, components=self.components_, meta=np.array(text))
-    return path
+    return save_archive(path, dict(components=self.components_), facts)
 
-# %% ../nbs/08a_local.ipynb #68dfa041
+# %% ../nbs/08a_local.ipynb #1431d13c
 @patch(cls_method=True)
 def load(cls:LocalModel,
     path,                  # A file that `save` wrote
 )->LocalModel:             # Ready to code
     "Load a model"
-    path = Path(path); want = FORMAT | dict(kind='LocalModel')
-    if not path.is_file(): raise FileNotFoundError(f'no model at {path}')
-    try:
-        with np.load(path, allow_pickle=False) as f: C,meta = f['components'], json.loads(str(f['meta']))
-        wrong = [f'{k} is {meta.get(k)!r} instead of {v!r}' for k,v in want.items() if meta.get(k)!=v]
-    except Exception as e:
-        raise ValueError(f'{path} is not a model of dfecs_nb: expected a .npz file with components and meta; '
-                         f'reading it ended in {type(e).__name__}') from None
-    if wrong: raise ValueError(f'{path} does not fit a LocalModel of this version ({__version__}): {"; ".join(wrong)}')
+    want = FORMAT | dict(kind='LocalModel')
+    arrays,meta = load_archive(path, want, ['components'], oldest=2, sealed=3); C = arrays['components']
     self = cls(**meta['params']); self.components_,self.n_live_,self.n_features_in_ = as_matrix(C),len(C),136
     self.variance_,self.alpha_,self.source_ = (meta[k] for k in ('variance', 'alpha', 'source'))
     self.missing_points_ = self.source_.get('missing', [])
@@ -236,19 +232,21 @@ def _length_one(
         if alike is not None and len(S) and S.max()>alike: same[j] = first[S.argmax()]
     return C, same
 
+# %% ../nbs/08a_local.ipynb #ecba3aa4
 def _counterparts(C, other, signed):
     "The counterpart of each unit among `other`, `(k, p)`; zeros where there is none"
     S = C@other.T; S = np.abs(S) if signed else S; i,j = linear_sum_assignment(-S)
     out = np.zeros_like(C); out[i] = other[j]
     return out
 
-# %% ../nbs/08a_local.ipynb #f47e7185
+# %% ../nbs/08a_local.ipynb #3c1f68e2
 def _split(groups, names, kind, rng):
     "Row positions of the samples of one split: two halves of the groups, or one draw with replacement"
     order = rng.permutation(len(names)); rows = lambda g: np.flatnonzero(np.isin(groups, g))
     if kind=='half': return [rows(order[:len(names)//2]), rows(order[len(names)//2:])]
     return [np.concatenate([rows([g]) for g in rng.integers(0, len(names), len(names))])]
 
+# %% ../nbs/08a_local.ipynb #f47e7185
 def _groups(X, groups, n):
     "Number of the group of each row, and the groups' names"
     if groups is None and isinstance(X, pd.DataFrame) and 'subject' in X.index.names:
@@ -260,6 +258,13 @@ def _groups(X, groups, n):
     if len(names)<2:
         raise ValueError(f'at least two people (groups) are needed to see what depends on them; found {len(names)}')
     return groups, names
+
+# %% ../nbs/08a_local.ipynb #b99d5033
+def _judges(model, kind):
+    "Refuse what cannot be learned again, or in this way"
+    if kind not in ('half', 'bootstrap'): raise ValueError(f"kind must be 'half' or 'bootstrap'; got {kind!r}")
+    if not (hasattr(model, 'fit') and hasattr(model, 'get_params')):
+        raise ValueError(f'model must be an estimator; got {model!r}')
 
 # %% ../nbs/08a_local.ipynb #70b3c7c0
 def stability(
@@ -273,10 +278,7 @@ def stability(
     random_state=0,          # Seed of the splits
 )->pd.DataFrame:             # A row a unit: stability (mean cosine), sd, found (share of the splits), repeats; see text
     "How well each unit comes back when the model is learned from other people"
-    if kind not in ('half', 'bootstrap'): raise ValueError(f"kind must be 'half' or 'bootstrap'; got {kind!r}")
-    _whole('n_splits', n_splits); _number('least', least, 1); _number('alike', alike, 1)
-    if not (hasattr(model, 'fit') and hasattr(model, 'get_params')): raise ValueError(f'model must be an estimator; '
-                                                                             f'got {model!r}')
+    _judges(model, kind); _whole('n_splits', n_splits); _number('least', least, 1); _number('alike', alike, 1)
     g,names = _groups(X, groups, len(X)); rng = np.random.default_rng(random_state)
     rows_of = lambda r: X.iloc[r] if isinstance(X, pd.DataFrame) else np.asarray(X)[r]
     full = model if hasattr(model, 'components_') else clone(model).fit(X); C,same = _length_one(full, alike)
@@ -286,11 +288,12 @@ def stability(
         cosines[s, kept],over = _agreement(C[kept], samples, getattr(model, 'signed', False)); between.append(over)
     return _tidy(full, cosines, same, least, kind, len(names), between)
 
-# %% ../nbs/08a_local.ipynb #0992e2c4
+# %% ../nbs/08a_local.ipynb #aa190bd8
 def _kept_units(model, alike):
     C,same = _length_one(model, alike)
     return C[same<0]
 
+# %% ../nbs/08a_local.ipynb #f23e5c8e
 def _agreement(C, samples, signed):
     "Cosine of each unit's counterparts (halves) or with its counterpart (a draw), and the mean match of both sets"
     cos = lambda A, B: np.abs((A*B).sum(1)) if signed else (A*B).sum(1)
@@ -308,6 +311,13 @@ def _tidy(full, cosines, same, least, kind, n_groups, between):
     out.attrs = dict(kind=kind, least=least, n_splits=len(cosines), groups=n_groups, between=float(np.mean(between)))
     return out
 
+# %% ../nbs/08a_local.ipynb #874c5e2c
+def _marks(ax, x, t, often):
+    "A dot with a bar for each unit, filled if found often"
+    ax.errorbar(x, t.stability, t.sd, fmt='none', ecolor='#999999', lw=1)
+    for on,face,label in ((often, '#0072B2', 'half of the splits or more'), (~often, 'white', 'fewer')):
+        ax.plot(x[on], t.stability[on], 'o', ms=5, mfc=face, mec='#0072B2', label=label)
+
 # %% ../nbs/08a_local.ipynb #118142a6
 def plot_stability(
     table:pd.DataFrame,  # From `stability`
@@ -319,9 +329,7 @@ def plot_stability(
     if not {'stability', 'sd', 'found'} <= set(table): raise ValueError('plot_stability takes the table of stability')
     t = table.dropna(subset=['stability']); x = np.arange(len(t)); often = (t.found>=.5).to_numpy()
     if ax is None: ax = plt.figure(figsize=(max(4, .4*len(t)), 2.8)).add_subplot()
-    ax.errorbar(x, t.stability, t.sd, fmt='none', ecolor='#999999', lw=1)
-    for on,face,label in ((often, '#0072B2', 'half of the splits or more'), (~often, 'white', 'fewer')):
-        ax.plot(x[on], t.stability[on], 'o', ms=5, mfc=face, mec='#0072B2', label=label)
+    _marks(ax, x, t, often)
     ax.axhline(table.attrs.get('least', .8), color='#D55E00', lw=.8, ls='--')
     ax.set(xticks=x, ylabel='cosine between splits', ylim=(min(0, t.stability.min()-.05), 1.05), title=title)
     ax.set_xticklabels(t.index, rotation=60, fontsize=7)

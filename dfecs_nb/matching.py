@@ -17,15 +17,16 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.utils.validation import check_is_fitted
 
 from .template import COLUMNS, FIXED, PARTS, as_matrix, as_points, keypoint_mask, mirror, missing_points
-from .encoding import UnitsMixin, encode
+from .encoding import UnitsMixin, encode, only_kpm
 from .local import stability
-from .facs import LABEL, FACSUnits, _only_kpm
+from .facs import LABEL, FACSUnits
 
-# %% ../nbs/09b_matching.ipynb #8cd0412a
+# %% ../nbs/09b_matching.ipynb #b56c9c14
 MASKS = {             # comparison -> keypoints left out
     'disfa': [60, 64], 'bp4d': [*range(17), 60, 64], 'facs-ck+': [0, 16, 27, 36, 39, 42, 45],
     'facs-bp4d': [*range(17), 27, 33, 36, 39, 42, 45, 60, 64]}
 
+# %% ../nbs/09b_matching.ipynb #8cd0412a
 def _kept(
     p:int,            # Number of columns
     mask,             # Keypoints to leave out, None for none
@@ -81,7 +82,7 @@ def _unit_length(
     if still: warnings.warn(f'{", ".join(still)}: no movement of the points that are left; dropped', stacklevel=level)
     return [n for n,m in zip(names, moves) if m], C[np.ix_(moves, keep)]/size[moves, None]
 
-# %% ../nbs/09b_matching.ipynb #5e4cb7c4
+# %% ../nbs/09b_matching.ipynb #bb25eb7c
 def match_units(
     units,                   # A fitted model, or units `(k, 136)`
     reference,               # Another; units `(j, 136)`
@@ -93,6 +94,7 @@ def match_units(
     out.loc[i, 'reference'], out.loc[i, 'cosine'] = list(S.columns[j]), S.to_numpy()[i, j]
     return out
 
+# %% ../nbs/09b_matching.ipynb #5e4cb7c4
 def _cosines(units, reference, mask):
     "Cosines of all pairs, a row a unit, a column a unit of the reference"
     (a,A,*_),(b,B,*_) = _unit_set(units), _unit_set(reference, 'R')
@@ -113,18 +115,23 @@ def plot_matches(
     "Heat map of the cosines between two sets of units; frames mark the one-to-one match"
     import matplotlib.pyplot as plt
     S,m = _cosines(units, reference, mask), match_units(units, reference, mask); found = m.dropna()
-    S = S[[*found.reference, *(c for c in S if c not in set(found.reference))]]; T = S.to_numpy()
-    if ax is None: ax = plt.figure(figsize=(1.6+.3*T.shape[1], 1.2+.25*len(T))).add_subplot()
-    im = ax.imshow(T, cmap='RdBu_r', vmin=-1, vmax=1, aspect='auto')
+    S = S[[*found.reference, *(c for c in S if c not in set(found.reference))]]
+    if ax is None: ax = plt.figure(figsize=(1.6+.3*S.shape[1], 1.2+.25*len(S))).add_subplot()
+    _heat(ax, S)
+    for j,i in enumerate(found.index): ax.add_patch(plt.Rectangle((j-.5, i-.5), 1, 1, fill=False, lw=1.2))
+    ax.set_title(title or f'mean cosine of the matches {found.cosine.mean():.2f}', fontsize=9)
+    return ax
+
+# %% ../nbs/09b_matching.ipynb #d9145215
+def _heat(ax, S):
+    "Cosines as colors, strong ones also as numbers"
+    T = S.to_numpy(); im = ax.imshow(T, cmap='RdBu_r', vmin=-1, vmax=1, aspect='auto')
     for (i,j),v in np.ndenumerate(T):
         color = 'w' if abs(v)>.65 else 'k'
         if abs(v)>=.5: ax.text(j, i, f'{v:.1f}', ha='center', va='center', fontsize=5.5, color=color)
-    for j,i in enumerate(found.index): ax.add_patch(plt.Rectangle((j-.5, i-.5), 1, 1, fill=False, lw=1.2))
     ax.set_xticks(range(T.shape[1]), S.columns, rotation=90, fontsize=6.5)
     ax.set_yticks(range(len(T)), S.index, fontsize=6.5)
-    ax.set_title(title or f'mean cosine of the matches {found.cosine.mean():.2f}', fontsize=9)
     ax.figure.colorbar(im, ax=ax, label='cosine', fraction=.04, pad=.02)
-    return ax
 
 # %% ../nbs/09b_matching.ipynb #b9450f31
 def unit_report(
@@ -136,7 +143,7 @@ def unit_report(
     facs=None,               # Fitted FACS units to compare with, e.g. measured ones; None: the 26 drawn ones
 )->pd.DataFrame:             # Index: unit; columns energy … facs_cosine, see above
     "What each unit is like: how much it is used, where it acts, what it resembles"
-    _only_kpm(X); M = as_matrix(X); names,C,mean,signed = _unit_set(units); C = as_matrix(C, name='units')
+    only_kpm(X); M = as_matrix(X); names,C,mean,signed = _unit_set(units); C = as_matrix(C, name='units')
     if splits: _learnable(units, X)
     keep = _kept(136, mask, X, units); names,short = _unit_length(names, C, keep)
     C = np.zeros((len(names), 136)); C[:, keep] = short
@@ -161,7 +168,7 @@ def _shape(C, keep):
     return dict(sparsity=100*hoyer, points=(far>=.1*far.max(1, keepdims=True)).sum(1), part=share.idxmax().to_numpy(),
                 locality=100*(share.max()/share.sum()).to_numpy())
 
-# %% ../nbs/09b_matching.ipynb #bb25eb7c
+# %% ../nbs/09b_matching.ipynb #6d58971c
 def _nearest_facs(C, facs, keep):
     "Name of the FACS unit nearest to each unit, and the cosine"
     sets = [FACSUnits(side=s).fit() for s in ('both', 'left', 'right')] if facs is None else [facs]
@@ -171,6 +178,7 @@ def _nearest_facs(C, facs, keep):
     S = C[:, keep]@U.T
     return [names[j] for j in S.argmax(1)], S.max(1)
 
+# %% ../nbs/09b_matching.ipynb #9ff0a613
 def _split_half(units, X, splits, signed, keep):
     "Split-half stability of each unit, by name, on the points that are left"
     if not keep.all():                                 # learned again without the others, and judged without them

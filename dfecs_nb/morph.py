@@ -110,11 +110,15 @@ def morph(
 )->np.ndarray:                # Same shape and type as `image`
     "The image with `points` moved to `targets` and everything between them stretched along"
     import cv2
-    image = np.asarray(image)
-    kinds = np.uint8, np.uint16, np.float32, np.float64
+    image = _picture(image); h, w = image.shape[:2]; S = shift_field(points, targets, (w, h), kernel, step)
+    S += np.stack(np.meshgrid(np.arange(w, dtype=np.float32), np.arange(h, dtype=np.float32)), -1)
+    return cv2.remap(image, S, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).reshape(image.shape)
+
+# %% ../nbs/03a_morph.ipynb #9008cba1
+def _picture(image):
+    "The image as an array, or an error that says what is wrong with it"
+    image, kinds = np.asarray(image), (np.uint8, np.uint16, np.float32, np.float64)
     if image.dtype not in kinds or image.ndim not in (2, 3) or image.shape[2:]>(4,):
         raise ValueError('image must be (h, w) or (h, w, c) with up to 4 channels, of 8 or 16 bits or floating point; '
                          f'found shape {image.shape}, type {image.dtype}')
-    h, w = image.shape[:2]; S = shift_field(points, targets, (w, h), kernel, step)
-    S += np.stack(np.meshgrid(np.arange(w, dtype=np.float32), np.arange(h, dtype=np.float32)), -1)
-    return cv2.remap(image, S, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).reshape(image.shape)
+    return image

@@ -19,7 +19,7 @@ def crests(
     ripple,    # Differences up to this do not count `(m,)`
     out,       # Filled, int8 `(m, n)`: 1 at a crest, -1 at a trough, 0 elsewhere
 ):             # None
-    "Frames that stand out from both neighbours"
+    "Frames that stand out from both neighbors"
     for r in range(W.shape[0]):
         w,e = W[r],ripple[r]
         for t in range(W.shape[1]): out[r, t] = 0
@@ -95,7 +95,7 @@ def _free(found, i, a, b):
 def borders(
     L,         # The levels `(n_levels, n)`
     found,     # From `search`
-):             # Valleys between neighbouring movements, with both ends of the curve `(m+1,)`
+):             # Valleys between neighboring movements, with both ends of the curve `(m+1,)`
     "The deepest points between movements"
     m = len(found); out = np.empty(m+1, np.int64); out[0],out[m] = 0,L.shape[1]-1
     for q in range(1, m):

@@ -21,20 +21,27 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from .template import as_matrix, like, missing_points, part_columns, points_there
-from .encoding import UnitsMixin, encode, plain_input, variance_explained
+from .folders import TableFolder, opened
+from .encoding import UnitsMixin, only_kpm, plain_input, variance_explained
+from .passes import Frames, StoredFrames, gram, peaks, recoded, refuse_lost, squares, stored_frames
 
-# %% ../nbs/06_pfm.ipynb #a1193146
+# %% ../nbs/06_pfm.ipynb #704725b7
 def principal_directions(
-    X:np.ndarray,  # Frames of a part `(n, p)`
+    X,             # Frames of a part `(n, p)`
 )->np.ndarray:     # `(min(n, p), p)`, strongest first
     "Principal directions, scaled by their singular values; positive in their strongest frame"
-    e,Z = np.linalg.eigh(X.T@X); n = min(X.shape); e,Z = np.maximum(e[::-1][:n], 0),Z[:, ::-1][:, :n]; W = X@Z
-    s = np.sqrt(np.where(e > 1e-16*max(e.max(), 0), e, 0))                         # below: rounding
-    return ((s*np.sign(W[np.abs(W).argmax(0), np.arange(n)]))*Z).T
+    F = _as_frames(X); e,Z = np.linalg.eigh(F.fold(gram)); n = min(F.n, F.p)
+    e,Z = np.maximum(e[::-1][:n], 0),Z[:, ::-1][:, :n]; s = np.sqrt(np.where(e > 1e-16*max(e.max(), 0), e, 0))
+    return (s*np.sign(F.fold(_strongest, Z, add=_stronger))*Z).T                    # below 1e-16: rounding
 
-# %% ../nbs/06_pfm.ipynb #34bc5f60
+def _as_frames(X): return X if isinstance(X, (Frames, StoredFrames)) else Frames(X)
+
+def _strongest(b, Z): W = b.X@Z; return W[np.abs(W).argmax(0), np.arange(W.shape[1])]
+def _stronger(a, b): return np.where(np.abs(b) > np.abs(a), b, a)
+
+# %% ../nbs/06_pfm.ipynb #fdec5346
 def learn_dictionary(
-    X:np.ndarray,          # Frames of a part `(n, p)`, finite
+    X,                     # Frames of a part `(n, p)`, finite
     k:int,                 # Units to learn
     alpha:float,           # Penalty of Eq. 1, units of `X`
     max_iter:int=1000,     # Rounds at most
@@ -44,62 +51,53 @@ def learn_dictionary(
     least:float=1e-6,      # A unit is unused if its squared codes sum to no more
 ):                         # (units `(k, p)` with norms <= 1, codes `(n, k)`, objective after each round)
     "Positive sparse dictionary learning (paper Eq. 1)"
-    from dfecs_nb.updates import improve, moments
-    S = (principal_directions(X) if start is None else start)[:k]
-    X = np.ascontiguousarray(X, float); D,V = np.zeros((k, X.shape[1])),np.zeros((len(X), k)); D[:len(S)] = S
-    A,B,rng = np.empty((k, k)),np.empty_like(D),check_random_state(random_state)
-    total,unused,cost,space = (X**2).sum(),np.zeros(k, np.int64),[],_space(X, k)
+    F = Frames(X); D,cost = _rounds(F, k, alpha, max_iter, tol, random_state, start, least)
+    return D, recoded(F.block, D, alpha), cost
+
+# %% ../nbs/06_pfm.ipynb #34bc5f60
+def _rounds(F, k, alpha, max_iter, tol, random_state, start, least):
+    "Learn from `Frames` or `StoredFrames`; returns units and objectives"
+    from dfecs_nb.updates import improve
+    S = (principal_directions(F) if start is None else start)[:k]; D = np.zeros((k, F.p)); D[:len(S)] = S
+    total,unused,cost,rng = F.fold(squares),np.zeros(k, np.int64),[],check_random_state(random_state)
     for _ in range(max_iter):
-        _code(D, V, alpha, *space); moments(V, X, A, B)
-        improve(D, A, B, least, unused)
-        if unused.any(): _restart(X, D, V, unused, rng); moments(V, X, A, B)
-        cost.append(.5*(total - 2*(D*B).sum() + (A*(D@D.T)).sum()) + alpha*V.sum())
+        A,B,v = F.fold(_round, D, alpha); improve(D, A, B, least, unused)
+        if unused.any(): _restart(F, D, A, B, v, unused>0, rng)
+        cost.append(.5*(total - 2*(D*B).sum() + (A*(D@D.T)).sum()) + alpha*v.sum())
         if len(cost)>1 and cost[-2]-cost[-1] < tol*cost[-1]: break
-    _code(D, V, alpha, *space)                              # codes of the final units
-    return D, V, np.array(cost)
+    return D, np.array(cost)
 
-# %% ../nbs/06_pfm.ipynb #b3e5cebf
-def _space(X, k):
-    "Working space of `_code`"
-    from dfecs_nb.updates import memory
-    return np.ascontiguousarray(X.T), np.empty((len(X), k)), memory(k) if k<=62 else None
+# %% ../nbs/06_pfm.ipynb #43490990
+def _round(b, D, alpha):
+    "V'V, V'X and the sum of V of some frames"
+    from dfecs_nb.updates import moments
+    V = recoded(b, D, alpha); A,B = np.empty((len(D), len(D))),np.empty_like(D); moments(V, b.X, A, B)
+    return A, B, V.sum(0)
 
-def _code(D, V, alpha, XT, C, memo):
-    "Codes for fixed units, in place of those of the round before"
-    from dfecs_nb.updates import correlate, recode
-    correlate(D, XT, C)
-    if memo: recode(D@D.T, C, float(alpha), V, *memo)       # keeps a matrix for every set of units
-    else: V[:] = encode(XT.T, D, 2*alpha, n_jobs=1)
-
-def _restart(X, D, V, unused, rng):
+def _restart(F, D, A, B, v, unused, rng):
     "Unused units become a random frame (with a little noise, at most of length 1) and are free again"
     for j in np.flatnonzero(unused):
-        x = X[rng.choice(len(X))]; u = x + rng.normal(0, .01*(x.std() or 1), len(x))
-        D[j] = u/max(np.linalg.norm(u), 1); V[:, j] = 0
+        x = F.frame(rng.choice(F.n)); u = x + rng.normal(0, .01*(x.std() or 1), len(x))
+        D[j] = u/max(np.linalg.norm(u), 1)
+    A[unused],A[:, unused],B[unused],v[unused] = 0,0,0,0
 
-# %% ../nbs/06_pfm.ipynb #fdec5346
+# %% ../nbs/06_pfm.ipynb #58d40a85
 def training_frames(
     X,                        # Keypoint motion: table or array `(n, n_columns)`
     missing='refuse',         # 'refuse' or 'drop' frames with missing or infinite values
     n_columns:int=136,        # Expected width
 )->np.ndarray:                # `(m, n_columns)`, finite
     "Frames to learn from"
-    if missing not in ('refuse', 'drop'): raise ValueError(f"missing must be 'refuse' or 'drop'; got {missing!r}")
+    if n_columns==136: only_kpm(X)
     M = _frames(X, n_columns); lost = np.isnan(M).any(1)
-    if lost.any() and missing=='refuse' and not lost.all():
-        raise ValueError(f'{lost.sum()} of {len(M)} frames have missing or infinite values (NaN, inf); '
-                         "leave them out with missing='drop', or give X.dropna()")
-    if lost.all():
-        raise ValueError(f'there is no frame to learn from: {len(M)} frames (samples), {lost.sum()} without a face'
-                         + _never_there(M))
+    refuse_lost(len(M), int(lost.sum()), missing, _never_there(M))
     return M[~lost]
 
 # %% ../nbs/06_pfm.ipynb #25179f78
 def _never_there(M):
-    "Advice if some points are in no frame"
-    if M.shape[1]!=136 or not len(M) or np.isnan(M).all(): return ''
-    gone = sorted({int(i)%68 for i in np.flatnonzero(np.isnan(M).all(0))})
-    return f". The points {gone} are missing in all of them: say so with X.attrs['missing']" if gone else ''
+    "Keypoints that are in no frame, if others are"
+    if M.shape[1]!=136 or not len(M) or np.isnan(M).all(): return []
+    return sorted({int(i)%68 for i in np.flatnonzero(np.isnan(M).all(0))})
 
 def _frames(X, n_columns):
     "As `as_matrix`, infinite values as NaN, and zeros for keypoints that the source does not have"
@@ -167,68 +165,6 @@ def run_search(
         stacklevel=3)
     return cell, reached, interrupted
 
-# %% ../nbs/06_pfm.ipynb #b6999c04
-class PartFaceModel(UnitsMixin, BaseEstimator):
-    "Sparse positive dictionary of one face part (paper Sec. 2.3.1)"
-    def __init__(self,
-        part='lips',              # A name of `PARTS`; None: all columns, whatever their number; or a list of positions
-        n_components=None,        # Units, the paper's k_f; None: search
-        alpha=None,               # Penalty of Eq. 1, template units; None: search
-        variance:float=97.5,      # Variance of the part that the search must reach, percent (frobenius)
-        k_range=None,             # Numbers of units to try; None: 1 … number of columns that move
-        alphas=None,              # Penalties to try; None: the paper's 5, 4.5, …, .5
-        search:str='bisect',      # 'bisect', or 'exhaustive': every cell until the first that reaches
-        max_iter:int=1000, tol:float=1e-8,  # When to stop a fit, see `learn_dictionary`
-        missing='refuse',         # Frames without a face in `fit`: 'refuse' or 'drop'
-        random_state=0,           # Seed, RandomState or None (by chance): replacements for unused units
-    ):
-        self.part,self.n_components,self.alpha,self.variance = part,n_components,alpha,variance
-        self.k_range,self.alphas,self.search,self.max_iter,self.tol = k_range,alphas,search,max_iter,tol
-        self.missing,self.random_state = missing,random_state
-
-    def fit_transform(self,
-        X,                        # Keypoint motion: table or array `(n, 136)`
-        y=None,                   # Ignored
-        known=None, tell=None,    # See `fit`
-    ):                            # Codes of Eq. 1 `(n, k)` in the order of `components_`; a table if `X` is one
-        "Learn the part's units and return the codes"
-        return _fit(self, X, known, tell)
-
-    def transform(self,
-        X,                        # Keypoint motion: table or array `(n, 136)`
-        alpha=None,               # Penalty of Eq. 4; None is the one of the training (twice Eq. 1's)
-    ):                            # Codes `(n, k)`, the paper's V_f transposed; a table if `X` is one
-        "Exact codes of the part"
-        check_is_fitted(self, 'components_')
-        return super().transform(X, alpha=2*self.alpha_ if alpha is None else alpha)
-
-# %% ../nbs/06_pfm.ipynb #c4e4b22f
-@patch
-def fit(self:PartFaceModel,
-    X,                            # Keypoint motion: table or array `(n, 136)`
-    y=None,                       # Ignored
-    known=None,                   # `history_` of an earlier search of the same frames; its cells are not fitted again
-    tell=None,                    # Called after each fit with (part, units, alpha, variance), to show progress
-):                                # The fitted model
-    "Learn the part's units"
-    self.fit_transform(X, known=known, tell=tell)
-    return self
-
-# %% ../nbs/06_pfm.ipynb #caee7084
-@patch
-def score(self:PartFaceModel,
-    X,                        # Keypoint motion: table or array `(n, 136)`
-    y=None,                   # Ignored
-    alpha=None,               # Penalty of Eq. 4; None is the one of the training
-    kind:str='frobenius',     # Definition of variance explained
-)->float:                     # Percent
-    "Variance of the part's movement explained by its own coding"
-    check_is_fitted(self, 'components_'); X = X if isinstance(self.part, str) else plain_input(X, self)
-    M = _frames(X, self.n_features_in_); at = _columns(self.part, M)[0]
-    V = as_matrix(self.transform(X, alpha), len(self.components_))
-    if M.shape[1]==136: at = at[(points_there(X) & ~np.isin(np.arange(136)%68, self.missing_points_))[at]]
-    return variance_explained(M[:, at], (V@self.components_)[:, at], kind)
-
 # %% ../nbs/06_pfm.ipynb #97e2835b
 def _whole(name, value, least=1):
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, Integral) or value < least:
@@ -255,82 +191,14 @@ def _seed(random_state):
     if isinstance(random_state, Integral): return int(random_state)
     return check_random_state(random_state).randint(2**31-1)
 
-# %% ../nbs/06_pfm.ipynb #4edcd4bd
-def _check(self, M):
-    for name in ('n_components', 'alpha'):
-        value = getattr(self, name)
-        if value is not None: (_whole if name=='n_components' else _number)(name, value)
-    _whole('max_iter', self.max_iter); _number('tol', self.tol); _number('variance', self.variance, 100)
-    if self.search not in ('bisect', 'exhaustive'):
-        raise ValueError(f"search must be 'bisect' or 'exhaustive'; got {self.search!r}")
-    _list('k_range', self.k_range, _whole, None); _list('alphas', self.alphas, _number, None)
-    check_random_state(self.random_state)
-    if self.n_components and len(M) < self.n_components:
-        raise ValueError(f'{self.n_components} units cannot be learned from {len(M)} frames (n_samples={len(M)}); '
-                         'at least as many frames as units are needed')
-
-# %% ../nbs/06_pfm.ipynb #58d40a85
-def _columns(part, X):
-    "(positions of the part's columns, width that X must have)"
-    if isinstance(part, str): return part_columns(part), 136
-    width = plain_input(X).shape[1]
-    if part is None: return np.arange(width), width
-    at = np.atleast_1d(np.asarray(part))
-    if at.ndim!=1 or at.dtype.kind not in 'iu' or len(set(at.tolist()) & set(range(width))) < max(len(at), 1):
-        raise ValueError(f'part must be a name, None, or a list of different positions from 0 to {width-1}; '
-                         f'got {part!r}')
-    return at, width
-
-# %% ../nbs/06_pfm.ipynb #74f3aae8
-def _fit(self, X, known, tell):
-    "Fit the model; returns the codes"
-    at,width = _columns(self.part, X); M = training_frames(X, self.missing, width)[:, at]; _check(self, M)
-    M = np.ascontiguousarray(M); D = _learn(self, M, known, tell)
-    V = np.zeros((len(M), len(D)))
-    if len(D): _code(D, V, self.alpha_, *_space(M, len(D)))
-    D = D*M.any(0)                                                           # what never moves is not in a unit
-    order = np.argsort(-(V**2).sum(0)*(D**2).sum(1), kind='stable'); V = V[:, order]
-    self.components_ = np.zeros((len(D), width)); self.components_[:, at] = D[order]
-    self.n_components_,self.n_features_in_,self.missing_points_ = D.shape[0],width,missing_points(X)
-    full = np.full((len(np.asarray(X)), len(D)), np.nan); full[~np.isnan(_frames(X, width)).any(1)] = V
-    return like(X, full, list(self.get_feature_names_out()), stage='activations')
-
-# %% ../nbs/06_pfm.ipynb #73f23210
-def _learn(self, M, known, tell):
-    "Search or fit on the part's columns `(n, p)`; sets what the search found, returns the units `(k, p)`"
-    ks,alphas = _grid(self, M); cells = _Cells(self, M, known, tell); self.interrupted_ = False
-    if ks: cell,self.interrupted_ = _choose(self, cells, ks, alphas); D,self.errors_ = cells.fit(*cell)
-    else: cell,D,self.errors_ = (0, alphas[0]),np.zeros((0, M.shape[1])),np.zeros(0)              # nothing moves
-    self.history_,self.alpha_,self.n_iter_ = cells.history(),cell[1],len(self.errors_)
-    self.variance_ = cells.known.get(cell, np.nan); self.reached_ = not ks or bool(self.variance_ >= self.variance)
-    self.converged_ = self.n_iter_ < self.max_iter
-    if ks and not len(D): raise ValueError(f'alpha={cell[1]:g} is so large that no unit is used; take a smaller one')
-    return D
-
-# %% ../nbs/06_pfm.ipynb #704725b7
-def _choose(self, cells, ks, alphas):
-    "(cell, was the search interrupted?)"
-    if self.n_components and self.alpha is not None: return (ks[0], alphas[0]), False
-    find = lambda: first_reaching(cells, ks, alphas, self.variance, self.search)
-    cell,_,interrupted = run_search(find, cells.known, self.variance, cells.name)
-    return cell, interrupted
-
-def _grid(self, M):
-    "(numbers of units, none if nothing moves; penalties) to try"
-    moves = int((np.abs(M).max(0) > 1e-9*np.abs(M).max()).sum()) if M.any() else 0
-    ks = [self.n_components] if self.n_components else _list('k_range', self.k_range, _whole, range(1, moves+1))
-    ks = sorted({int(k) for k in ks})
-    alphas = _list('alphas', self.alphas, _number, np.arange(10, 0, -1)/2) if self.alpha is None else [self.alpha]
-    return ([k for k in ks if k <= len(M)] or ks[:1])*(moves>0), sorted({float(a) for a in alphas}, reverse=True)
-
 # %% ../nbs/06_pfm.ipynb #7a5baa52
 class _Cells:
     "Fits of a part for (units, alpha), each made once, and the table of what was tried"
-    def __init__(self, model, M, known=None, tell=None):
-        self.model,self.M,self.tell,self.rows,self.fits,self.known = model,M,tell,[],{},{}
+    def __init__(self, model, F, known=None, tell=None):
+        self.model,self.F,self.tell,self.rows,self.fits,self.known = model,F,tell,[],{},{}
         self.name = model.part if isinstance(model.part, str) else 'columns'
-        self.seed,self.start,self.total = _seed(model.random_state),None,(M**2).sum()
-        self.mark = _mark(M, model.max_iter, model.tol, self.seed)
+        self.seed,self.start,self.total = _seed(model.random_state),None,F.fold(squares)
+        self.mark = _mark(F.fingerprint(), model.max_iter, model.tol, self.seed)
         self.old = {(int(r['n_components']), round(float(r['alpha']), 9)): r
                     for r in _rows(known, self.name, self.mark, must=True)}
 
@@ -346,18 +214,19 @@ def __call__(self:_Cells, k, alpha):
         if self.tell and old is None: self.tell(self.name, k, alpha, self.known[cell])
     return self.known[cell]
 
-# %% ../nbs/06_pfm.ipynb #cdff8ed9
+# %% ../nbs/06_pfm.ipynb #a1193146
 @patch
-def fit(self:_Cells, k, alpha):
+def fit(self:_Cells,
+    k, alpha):                    # Units, and penalty of Eq. 1
     "(units that are used, objective after each round) of a cell"
     cell = (k, alpha)
     if cell in self.fits: return self.fits[cell]
-    m = self.model
-    if self.start is None: self.start = principal_directions(self.M)
-    D,V,cost = learn_dictionary(self.M, k, alpha, m.max_iter, m.tol, self.seed, self.start, 1e-9*self.total/len(self.M))
-    used = V.any(0); self.fits[cell] = D[used],cost
+    m,F = self.model,self.F.fresh()
+    if self.start is None: self.start = principal_directions(F)
+    D,cost = _rounds(F, k, alpha, m.max_iter, m.tol, self.seed, self.start, 1e-9*self.total/F.n)
+    v,rest = F.fold(_rest, D, alpha); self.fits[cell] = D[v>0],cost
     if cell not in self.known:
-        self.known[cell] = 100*float(1 - ((self.M-V@D)**2).sum()/self.total)
+        self.known[cell] = 100*float(1 - rest/self.total)
         self.rows.append(dict(part=self.name, n_components=k, alpha=alpha, variance=self.known[cell],
                               objective=float(cost[-1]), rounds=len(cost), converged=len(cost) < m.max_iter,
                               data=self.mark))
@@ -376,6 +245,8 @@ def _mark(*things):
     for t in things: h.update(np.ascontiguousarray(t).tobytes() if isinstance(t, np.ndarray) else repr(t).encode())
     return h.hexdigest()[:12]
 
+def _rest(b, D, alpha): V = recoded(b, D, alpha); return V.sum(0), ((b.X-V@D)**2).sum()
+
 # %% ../nbs/06_pfm.ipynb #3bbb153e
 def _rows(known, name, mark, must=False):
     "Finished cells of one model in an earlier `history_`, made from the same data with the same settings"
@@ -387,6 +258,148 @@ def _rows(known, name, mark, must=False):
     if must and rows and not fit: raise ValueError(f'known, the history of {name}, is that of other frames, or made '
                                                    'with other settings: a search goes on with what it began with')
     return [{k: v for k,v in r.items() if k not in ('level', 'chosen')} for r in fit]
+
+# %% ../nbs/06_pfm.ipynb #4edcd4bd
+def _check(self, n):
+    for name in ('n_components', 'alpha'):
+        value = getattr(self, name)
+        if value is not None: (_whole if name=='n_components' else _number)(name, value)
+    _whole('max_iter', self.max_iter); _number('tol', self.tol); _number('variance', self.variance, 100)
+    if self.search not in ('bisect', 'exhaustive'):
+        raise ValueError(f"search must be 'bisect' or 'exhaustive'; got {self.search!r}")
+    _list('k_range', self.k_range, _whole, None); _list('alphas', self.alphas, _number, None)
+    check_random_state(self.random_state)
+    if self.n_components and n < self.n_components:
+        raise ValueError(f'{self.n_components} units cannot be learned from {n} frames (n_samples={n}); '
+                         'at least as many frames as units are needed')
+
+# %% ../nbs/06_pfm.ipynb #b3e5cebf
+def _columns(part, X):
+    "(positions of the part's columns, width that X must have)"
+    if isinstance(part, str): return part_columns(part), 136
+    if isinstance(X, (Frames, StoredFrames)): width = X.p
+    else: width = 136 if isinstance(X, TableFolder) else plain_input(X).shape[1]
+    if part is None: return np.arange(width), width
+    at = np.atleast_1d(np.asarray(part))
+    if at.ndim!=1 or at.dtype.kind not in 'iu' or len(set(at.tolist()) & set(range(width))) < max(len(at), 1):
+        raise ValueError(f'part must be a name, None, or a list of different positions from 0 to {width-1}; '
+                         f'got {part!r}')
+    return at, width
+
+# %% ../nbs/06_pfm.ipynb #74f3aae8
+def _fit(self, X, known, tell):
+    "Fit the model; returns the frames of the part, and its columns"
+    X = opened(X); at,width = _columns(self.part, X); F,missing = _part_frames(self, X, at, width); _check(self, F.n)
+    D = _learn(self, F, known, tell)*(F.fold(peaks, add=np.maximum) > 0)          # what never moves is not in a unit
+    energy = F.fresh().fold(_energy, D, self.alpha_) if len(D) else np.zeros(0)
+    order = np.argsort(-energy*(D**2).sum(1), kind='stable')
+    self.components_ = np.zeros((len(D), width)); self.components_[:, at] = D[order]
+    self.n_components_,self.n_features_in_,self.missing_points_ = D.shape[0],width,missing
+    return F, at
+
+def _part_frames(self, X, at, width):
+    "Frames to learn from, and the keypoints that their source does not have"
+    if isinstance(X, (Frames, StoredFrames)): return X.columns(at), []
+    if isinstance(X, TableFolder): return stored_frames(X, self.missing).columns(at), X.missing_points_
+    return Frames(training_frames(X, self.missing, width)[:, at]), missing_points(X)
+
+def _energy(b, D, alpha): return (recoded(b, D, alpha)**2).sum(0)
+
+# %% ../nbs/06_pfm.ipynb #73f23210
+def _learn(self, F, known, tell):
+    "Search or fit on the part's columns `(n, p)`; sets what the search found, returns the units `(k, p)`"
+    ks,alphas = _grid(self, F); cells = _Cells(self, F, known, tell); self.interrupted_ = False
+    if ks: cell,self.interrupted_ = _choose(self, cells, ks, alphas); D,self.errors_ = cells.fit(*cell)
+    else: cell,D,self.errors_ = (0, alphas[0]),np.zeros((0, F.p)),np.zeros(0)              # nothing moves
+    self.history_,self.alpha_,self.n_iter_ = cells.history(),cell[1],len(self.errors_)
+    self.variance_ = cells.known.get(cell, np.nan); self.reached_ = not ks or bool(self.variance_ >= self.variance)
+    self.converged_ = self.n_iter_ < self.max_iter
+    if ks and not len(D): raise ValueError(f'alpha={cell[1]:g} is so large that no unit is used; take a smaller one')
+    return D
+
+# %% ../nbs/06_pfm.ipynb #cdff8ed9
+def _choose(self, cells, ks, alphas):
+    "(cell, was the search interrupted?)"
+    if self.n_components and self.alpha is not None: return (ks[0], alphas[0]), False
+    find = lambda: first_reaching(cells, ks, alphas, self.variance, self.search)
+    cell,_,interrupted = run_search(find, cells.known, self.variance, cells.name)
+    return cell, interrupted
+
+def _grid(self, F):
+    "(numbers of units, none if nothing moves; penalties) to try"
+    size = F.fold(peaks, add=np.maximum); moves = int((size > 1e-9*size.max()).sum())
+    ks = [self.n_components] if self.n_components else _list('k_range', self.k_range, _whole, range(1, moves+1))
+    ks = sorted({int(k) for k in ks})
+    alphas = _list('alphas', self.alphas, _number, np.arange(10, 0, -1)/2) if self.alpha is None else [self.alpha]
+    return ([k for k in ks if k <= F.n] or ks[:1])*(moves>0), sorted({float(a) for a in alphas}, reverse=True)
+
+# %% ../nbs/06_pfm.ipynb #b6999c04
+class PartFaceModel(UnitsMixin, BaseEstimator):
+    "Sparse positive dictionary of one face part (paper Sec. 2.3.1)"
+    def __init__(self,
+        part='lips',              # A name of `PARTS`; None: all columns, whatever their number; or a list of positions
+        n_components=None,        # Units, the paper's k_f; None: search
+        alpha=None,               # Penalty of Eq. 1, template units; None: search
+        variance:float=97.5,      # Variance of the part that the search must reach, percent (frobenius)
+        k_range=None,             # Numbers of units to try; None: 1 … number of columns that move
+        alphas=None,              # Penalties to try; None: the paper's 5, 4.5, …, .5
+        search:str='bisect',      # 'bisect', or 'exhaustive': every cell until the first that reaches
+        max_iter:int=1000, tol:float=1e-8,  # When to stop a fit, see `learn_dictionary`
+        missing='refuse',         # Frames without a face in `fit`: 'refuse' or 'drop'
+        random_state=0,           # Seed, RandomState or None (by chance): replacements for unused units
+    ):
+        self.part,self.n_components,self.alpha,self.variance = part,n_components,alpha,variance
+        self.k_range,self.alphas,self.search,self.max_iter,self.tol = k_range,alphas,search,max_iter,tol
+        self.missing,self.random_state = missing,random_state
+
+    def fit_transform(self,
+        X,                        # Keypoint motion: table or array `(n, 136)`
+        y=None,                   # Ignored
+        known=None, tell=None,    # See `fit`
+    ):                            # Codes of Eq. 1 `(n, k)` in the order of `components_`; a table if `X` is one
+        "Learn the part's units and return the codes"
+        if isinstance(opened(X), TableFolder):
+            raise ValueError('the codes of a folder are not held in memory: call fit, then transform')
+        F,at = _fit(self, X, known, tell); V = recoded(F.fresh().block, self.components_[:, at], self.alpha_)
+        full = np.full((len(np.asarray(X)), V.shape[1]), np.nan)
+        full[~np.isnan(_frames(X, self.n_features_in_)).any(1)] = V
+        return like(X, full, list(self.get_feature_names_out()), stage='activations')
+
+    def transform(self,
+        X,                        # Keypoint motion: table or array `(n, 136)`
+        alpha=None,               # Penalty of Eq. 4; None is the one of the training (twice Eq. 1's)
+        out=None, client=None,    # For a folder: where its codes go, and a Dask client, see `UnitsMixin`
+    ):                            # Codes `(n, k)`, the paper's V_f transposed; a table, or a folder, if `X` is one
+        "Exact codes of the part"
+        check_is_fitted(self, 'components_')
+        return super().transform(X, 2*self.alpha_ if alpha is None else alpha, out, client)
+
+# %% ../nbs/06_pfm.ipynb #c4e4b22f
+@patch
+def fit(self:PartFaceModel,
+    X,                            # Keypoint motion: table or array `(n, 136)`, or a folder of tables
+    y=None,                       # Ignored
+    known=None,                   # `history_` of an earlier search of the same frames; its cells are not fitted again
+    tell=None,                    # Called after each fit with (part, units, alpha, variance), to show progress
+):                                # The fitted model
+    "Learn the part's units"
+    _fit(self, X, known, tell)
+    return self
+
+# %% ../nbs/06_pfm.ipynb #caee7084
+@patch
+def score(self:PartFaceModel,
+    X,                        # Keypoint motion: table or array `(n, 136)`
+    y=None,                   # Ignored
+    alpha=None,               # Penalty of Eq. 4; None is the one of the training
+    kind:str='frobenius',     # Definition of variance explained
+)->float:                     # Percent
+    "Variance of the part's movement explained by its own coding"
+    check_is_fitted(self, 'components_'); X = X if isinstance(self.part, str) else plain_input(X, self)
+    M = _frames(X, self.n_features_in_); at = _columns(self.part, M)[0]
+    V = as_matrix(self.transform(X, alpha), len(self.components_))
+    if M.shape[1]==136: at = at[(points_there(X) & ~np.isin(np.arange(136)%68, self.missing_points_))[at]]
+    return variance_explained(M[:, at], (V@self.components_)[:, at], kind)
 
 # %% ../nbs/06_pfm.ipynb #b27239da
 PUBLISHED = {                                    # data set -> part -> (k_f, alpha), DFECS supplement, Table 1

@@ -147,7 +147,7 @@ def _grab(cap, path, count):
     try:
         while cap.grab():
             t, (ok, bgr) = cap.get(cv2.CAP_PROP_POS_MSEC)/1000, cap.retrieve()
-            if not ok: break
+            if not ok or bgr is None or not bgr.size: break        # a damaged file may give pictures of no size
             n += 1
             yield t, cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
     finally: cap.release()
@@ -225,7 +225,7 @@ def write_video(
     fps:float,             # Frames a second
 )->Path:                   # `path`
     "Write pictures as a video, whole or not at all; odd sizes lose a row or column"
-    path, video, size, cv2 = Path(path), None, None, _cv2()
+    path, video, size, n, cv2 = Path(path), None, None, 0, _cv2()
     if path.suffix.lower() not in VIDEO_CODECS:
         raise ValueError(f'a video is written as {", ".join(VIDEO_CODECS)}; got {path.name!r}')
     with atomic(path) as tmp:
@@ -233,11 +233,22 @@ def write_video(
             for rgb in frames:
                 if video is None: size = rgb.shape; video = _new_video(tmp, fps, size)
                 if rgb.shape!=size: raise ValueError(f'pictures of different sizes: {size[:2]} and {rgb.shape[:2]}')
-                video.write(cv2.cvtColor(rgb[:size[0]//2*2, :size[1]//2*2], cv2.COLOR_RGB2BGR))
+                even = cv2.cvtColor(rgb[:size[0]//2*2, :size[1]//2*2], cv2.COLOR_RGB2BGR); n += 1
+                with quiet(): video.write(even)
         finally:
-            if video is not None: video.release()
+            if video is not None:
+                with quiet(): video.release()
         if video is None: raise ValueError(f'there is no picture to write into {path}')
+        _arrived(tmp, n, path)
     return path
+
+# %% ../nbs/00a_pictures.ipynb #936fa12a
+def _arrived(tmp, n, path):
+    "OpenCV says nothing when the disk is full: count the pictures that the new file announces"
+    import cv2
+    with quiet(): video = cv2.VideoCapture(str(tmp)); there = int(video.get(cv2.CAP_PROP_FRAME_COUNT)); video.release()
+    if abs(there-n)>1+.02*n: raise OSError(f'{path} was not written, what was there before is unchanged: '
+                                           f'{max(there, 0)} of {n} pictures arrived; is the disk full?')
 
 # %% ../nbs/00a_pictures.ipynb #078a038a
 def _new_video(path, fps, size):

@@ -77,11 +77,16 @@ def person_of(
         raise ValueError(f'subject does not say whose video {path.name} is; it knows {", ".join(map(str, subject))}')
     if subject=='folder': return path.resolve().parent.name
     if '(' not in str(subject): return str(subject)
-    try: found = re.search(subject, path.name)
-    except re.error as e: raise ValueError(f'subject {subject!r} is no pattern that can be searched for: {e}') from None
+    return _searched(subject, path.name)
+
+# %% ../nbs/13b_pipeline.ipynb #ebd2e2b7
+def _searched(pattern, name):
+    "What the first group of a pattern finds in the name of a file"
+    try: found = re.search(pattern, name)
+    except re.error as e: raise ValueError(f'subject {pattern!r} is no pattern that can be searched for: {e}') from None
     if found and found.groups() and found[1]: return found[1]
-    raise ValueError(f'subject {subject!r} is a pattern, since it has brackets, and does not find a person in the '
-                     f'name {path.name}')
+    raise ValueError(f'subject {pattern!r} is a pattern, since it has brackets, and does not find a person in the '
+                     f'name {name}')
 
 # %% ../nbs/13b_pipeline.ipynb #fca1c133
 def track_videos(
@@ -94,18 +99,21 @@ def track_videos(
 )->Analysis:                   # With `sources`, `keypoints`, `failed` and `notes`
     "Track every video; one that fails is reported, the others go on"
     from dfecs_nb.trackers import load_tracker
-    from dfecs_nb.tracking import track
     who = [subject and person_of(path, subject) for path in videos]                 # what is wrong is said before
     a = Analysis(); loaded = load_tracker(tracker, device, model_path, progress)
-    for path,person in zip(videos, who):
-        name, notes = _name(path, a.sources), []
-        try:
-            with _noting(notes):
-                table = track(path, loaded, subject=person or name, video=name, progress=progress, **kw)
-            if table.isna().all(axis=None): raise ValueError(f'{path}: no face was found in any of {len(table)} frames')
-        except ERRORS as e: a.failed[str(path)] = one_line(e)
-        else: a.sources[name], a.keypoints[name] = path, table; a.notes += notes
+    for path,person in zip(videos, who): _track_one(a, path, person, loaded, progress=progress, **kw)
     return a
+
+# %% ../nbs/13b_pipeline.ipynb #e22e378a
+def _track_one(a, path, person, tracker, **kw):
+    "Track one video into the analysis, or note there what went wrong"
+    from dfecs_nb.tracking import track
+    name, notes = _name(path, a.sources), []
+    try:
+        with _noting(notes): table = track(path, tracker, subject=person or name, video=name, **kw)
+        if table.isna().all(axis=None): raise ValueError(f'{path}: no face was found in any of {len(table)} frames')
+    except ERRORS as e: a.failed[str(path)] = one_line(e)
+    else: a.sources[name], a.keypoints[name] = path, table; a.notes += notes
 
 # %% ../nbs/13b_pipeline.ipynb #3c4759d9
 def measure_expressivity(
@@ -124,30 +132,14 @@ def measure_expressivity(
         except ValueError as e: silent.append(one_line(e))
     return pd.concat(found) if found else None
 
-# %% ../nbs/13b_pipeline.ipynb #21304ce9
-def analyze(
-    videos,                    # Video files, pictures or folders of pictures
-    units=None,                # A fitted model, the path of a saved one, 'fit' to learn here, None for the sample units
-    neutral='auto',            # As `how` of `find_neutral`
-    alpha:float=1.,            # Penalty of the coding (Eq. 4), template units
-    tracker='auto',            # As in `track`
-    progress:bool=False,       # Progress bars?
-    subject=None,              # Whose video it is, see `person_of`; None: each video is a person of its own
-    **kw,                      # For `track_videos`
-)->Analysis:                   # Every stage
-    "The whole chain: track, standardize, keypoint motion, learn or load units, code"
-    if isinstance(units, (str, Path)) and units!='fit': units, origin = _loaded(units)
-    else: origin = 'given by the user'
-    if not alpha>=0: raise ValueError(f'alpha must not be negative; got {alpha!r}')
-    a = track_videos(videos, tracker, progress, subject, **kw); a.alpha = alpha
-    _to_motion(a, neutral)
-    if not a.kpm: return a
+# %% ../nbs/13b_pipeline.ipynb #3cac6947
+def _code(a, units, origin, progress):
+    "Units as asked for, then activations and expressivity"
     if units is None: a.model, a.units_from = sample_units(), SAMPLE_UNITS
     elif isinstance(units, str): _learn(a, progress)
     else: a.model, a.units_from = units, origin
-    a.activations = {name: a.model.transform(k, alpha=alpha) for name,k in a.kpm.items()}
+    a.activations = {name: a.model.transform(k, alpha=a.alpha) for name,k in a.kpm.items()}
     a.expressivity = measure_expressivity(a.activations, a.notes)
-    return a
 
 # %% ../nbs/13b_pipeline.ipynb #058e9a86
 SAMPLE_UNITS = ('the sample units that come with dfecs_nb. They were learned from SIMULATED faces and show how things '
@@ -188,6 +180,26 @@ def _learn(a, progress):
     with _noting(a.notes): a.model = FullFaceModel(pfm='disfa', hfm='disfa', n_jobs=2, progress=progress).fit(kpm)
     a.units_from = (f'learned from {len(kpm)} frames of {len(a.kpm)} video(s), with the settings published for '
                     'DISFA. Variance explained is that of the frames it was learned from; new faces would show less')
+
+# %% ../nbs/13b_pipeline.ipynb #21304ce9
+def analyze(
+    videos,                    # Video files, pictures or folders of pictures
+    units=None,                # A fitted model, the path of a saved one, 'fit' to learn here, None for the sample units
+    neutral='auto',            # As `how` of `find_neutral`
+    alpha:float=1.,            # Penalty of the coding (Eq. 4), template units
+    tracker='auto',            # As in `track`
+    progress:bool=False,       # Progress bars?
+    subject=None,              # Whose video it is, see `person_of`; None: each video is a person of its own
+    **kw,                      # For `track_videos`
+)->Analysis:                   # Every stage
+    "The whole chain: track, standardize, keypoint motion, learn or load units, code"
+    if isinstance(units, (str, Path)) and units!='fit': units, origin = _loaded(units)
+    else: origin = 'given by the user'
+    if not alpha>=0: raise ValueError(f'alpha must not be negative; got {alpha!r}')
+    a = track_videos(videos, tracker, progress, subject, **kw); a.alpha = alpha
+    _to_motion(a, neutral)
+    if a.kpm: _code(a, units, origin, progress)
+    return a
 
 # %% ../nbs/13b_pipeline.ipynb #644c7a27
 def write_tables(
@@ -271,7 +283,10 @@ _CAPTIONS = dict(
     moments='The frame nearest to rest, and the apexes of the strongest units.',
     expressivity='Peaks of the strongest units: how many (frequency), their sum a frame (density), and their height. '
                  'Every peak of the lightly smoothed signal above its mean counts, however small; expressivity.csv has '
-                 'all units, and time scales where a video is long enough.',
+                 'all units, and time scales where a video is long enough.')
+
+# %% ../nbs/13b_pipeline.ipynb #073b801f
+_CAPTIONS |= dict(
     care='A unit is a direction in which keypoints moved together, not a muscle and not an emotion. What was taken as '
          'the neutral face decides every number: a smiling "neutral" turns rest into movement. Trackers differ; '
          'compare only what one tracker has measured. Head turns beyond about 40 degrees and hands on the face disturb '

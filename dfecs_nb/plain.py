@@ -46,16 +46,22 @@ def _recordings(facts, P, who, size, fps, name, notes, **attrs):
     if facts[INDEX[:2]].isna().any(axis=None): raise ValueError(f'{name}: subject and video must be named in every row')
     frame = _row_frames(facts, name); out = []
     for (s, v),rows in facts.groupby(INDEX[:2], sort=False).indices.items():
-        order = rows[np.argsort(frame[rows], kind='stable')]; f = frame[order]
-        if (order!=rows).any(): _note(notes, 'frames out of order, now sorted', name)
-        if (twice := f[1:][np.diff(f)==0]).size:
-            raise ValueError(f'{name}: frame {twice[0]} of subject {s}, video {v} stands in more than one row; '
-                             'if these are several recordings, name them in subject and video')
-        rate = _rate(facts.iloc[order].set_axis(f)) if fps is None and 'timestamp' in facts else fps
+        order = _by_frame(frame, rows, (s, v), name, notes)
+        rate = _rate(facts.iloc[order].set_axis(frame[order])) if fps is None and 'timestamp' in facts else fps
         rate = _believed(rate, name, notes) if fps is None else fps
-        table = as_table(P[order], s, v, f, fps=rate, size=size, **attrs)
+        table = as_table(P[order], s, v, frame[order], fps=rate, size=size, **attrs)
         out.append((table, pd.DataFrame(index=table.index)))
     return out
+
+# %% ../nbs/03ca_plain.ipynb #83c5e3c7
+def _by_frame(frame, rows, who, name, notes):
+    "The rows of one recording in the order of their frames, each there once"
+    order = rows[np.argsort(frame[rows], kind='stable')]; f = frame[order]
+    if (order!=rows).any(): _note(notes, 'frames out of order, now sorted', name)
+    if (twice := f[1:][np.diff(f)==0]).size: raise ValueError(
+        f'{name}: frame {twice[0]} of subject {who[0]}, video {who[1]} stands in more than one row; '
+        'if these are several recordings, name them in subject and video')
+    return order
 
 # %% ../nbs/03ca_plain.ipynb #67d3ad1e
 def _read_pts(path):

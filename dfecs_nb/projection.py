@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from .drawing import _rgb, _units, animate, as_face, astronaut, plot_unit, plot_units, project, unit_motion
+from .drawing import (_finite, _rgb, _units, animate, as_face, astronaut, plot_unit, plot_units, project,
+                              unit_motion)
 from .encoding import encode
 from .morph import morph
 from .template import PARTS, _STROKES, as_matrix, as_points, atomic
@@ -24,13 +25,14 @@ from .template import PARTS, _STROKES, as_matrix, as_points, atomic
 # %% ../nbs/11_projection.ipynb #821d2ec9
 _all_ = ['animate', 'as_face', 'astronaut', 'plot_unit', 'plot_units', 'project', 'unit_motion']    # handed on
 
-# %% ../nbs/11_projection.ipynb #4b25f8e4
+# %% ../nbs/11_projection.ipynb #dcc20e1a
 def _jaw_and_brows():
     jaw = [f'right jaw, {8-i} from the chin' for i in range(8)] + ['chin']
     jaw += [f'left jaw, {i} from the chin' for i in range(1, 9)]
     brow = ['outer end', 'outer half', 'middle', 'inner half', 'inner end']
     return jaw + [f'right eyebrow, {b}' for b in brow] + [f'left eyebrow, {b}' for b in brow[::-1]]
 
+# %% ../nbs/11_projection.ipynb #4b25f8e4
 def _nose_and_eyes():
     nose = ['nose bridge, top', 'nose bridge, upper', 'nose bridge, lower', 'nose tip', 'right nostril, outer',
             'right nostril, inner', 'below the nose', 'left nostril, inner', 'left nostril, outer']
@@ -63,7 +65,7 @@ def way(
     if 'right' in name or 'left' in name: return words
     return words.replace('outwards', 'to the left').replace('inwards', 'to the right')
 
-# %% ../nbs/11_projection.ipynb #ec8f74c0
+# %% ../nbs/11_projection.ipynb #1b8037dd
 def _view(points, side):
     "Scale and corner of the square view around a face"
     lo, hi = points.min(0), points.max(0); half = .56*(hi-lo).max()
@@ -75,6 +77,7 @@ def _strokes(polylines, end=''):
 def _dots(points, radius, color):
     return ''.join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{color}"/>' for x,y in points)
 
+# %% ../nbs/11_projection.ipynb #ec8f74c0
 def _svg(side, label, points, *shapes):
     "An SVG picture of the outlines of a face, with `shapes` upon them"
     outlines = _strokes(points[list(s)] for strokes in _STROKES.values() for s in strokes)
@@ -110,7 +113,7 @@ class Mixer:
         strength:float=100.,    # Length in template units of a unit's movement at position 1
         side:int=480,           # Most pixels a side of the picture shown
     ):
-        self.model, self.face, self.strength = model, face, float(strength)
+        self.model, self.face, self.strength = model, face, _finite(strength, 'strength and amounts')
         self.names, self.units = _units(model)
         self.image, self.points = as_face(astronaut() if face is None else face)
         self.drawn = self.image is None                            # no photograph: the outlines are morphed
@@ -118,7 +121,7 @@ class Mixer:
         self.preview, self.shown = _near(_rgb(self.image), self.points, side)
         self.motion = unit_motion(self.units, self.shown, self.strength)   # linear: a mixture is a sum of these
 
-# %% ../nbs/11_projection.ipynb #3ad51c45
+# %% ../nbs/11_projection.ipynb #6988fb5c
 def _near(image, points, side):
     "The part of a photograph around the face, with at most `side` pixels a side, and its keypoints"
     import cv2
@@ -137,21 +140,27 @@ def _outlines(points, side=480):
     lines = [np.round(16*p[list(s)]).astype(np.int32) for strokes in _STROKES.values() for s in strokes]
     return cv2.polylines(image, lines, False, (90, 90, 90), 2, cv2.LINE_AA, 4), p
 
-# %% ../nbs/11_projection.ipynb #1b8037dd
+# %% ../nbs/11_projection.ipynb #3ad51c45
+def _number(x):
+    "A slider position that may be NaN or infinite, but is a number"
+    if isinstance(x, (int, float, np.number)) and not isinstance(x, (bool, np.bool_)): return float(x)
+    raise ValueError(f'slider positions must be numbers; got {x!r}')
+
 @patch
 def positions(self:Mixer,
     values,          # Slider positions: `(k,)`, or {name or row of a unit: position}, the others are 0
 )->np.ndarray:       # `(k,)`
     "Checked slider positions of all units"
-    v = np.zeros(len(self.names)) if isinstance(values, dict) else np.array(values, float)
+    v = np.zeros(len(self.names))
     if isinstance(values, dict):
-        for unit,x in values.items(): v[self.names.index(_units(self.model, [unit])[0][0])] = x
+        for unit,x in values.items(): v[self.names.index(_units(self.model, [unit])[0][0])] = _number(x)
+    else: v = np.array(values, float) if np.asarray(values).dtype.kind in 'biuf' else np.array(_number(values))
     if v.shape!=(len(self.names),) or not np.isfinite(v).all():
         raise ValueError(f'values must be {len(self.names)} finite numbers, one a unit; found shape {v.shape}'
                          + ('' if np.isfinite(v).all() else ' with NaN or infinite values'))
     return v
 
-# %% ../nbs/11_projection.ipynb #cdbc5112
+# %% ../nbs/11_projection.ipynb #65f7c2e1
 @patch
 def moves(self:Mixer,
     values,          # Slider positions: `(k,)`, or {name or row of a unit: position}
@@ -159,6 +168,7 @@ def moves(self:Mixer,
     "Movements of the keypoints of the picture shown"
     return np.tensordot(self.positions(values), self.motion, 1)
 
+# %% ../nbs/11_projection.ipynb #cdbc5112
 @patch
 def picture(self:Mixer,
     values,          # Slider positions: `(k,)`, or {name or row of a unit: position}
@@ -190,7 +200,7 @@ def numbers(self:Mixer,
         rows[part.replace('_', ' ')] = ('', 'still', 0., 0.) if still else (*words, far, photo)
     return pd.DataFrame.from_dict(rows, orient='index', columns=['keypoint', 'way', 'template units', 'pixels'])
 
-# %% ../nbs/11_projection.ipynb #6988fb5c
+# %% ../nbs/11_projection.ipynb #46394218
 @patch
 def code(self:Mixer,
     values,          # Slider positions: `(k,)`, or {name or row of a unit: position}
@@ -201,6 +211,7 @@ def code(self:Mixer,
     call = f'{f}(model,{face} strength={self.strength:g},\n    unit={used})'
     return f'from dfecs_nb.projection import {f}\n\npicture = {call}'
 
+# %% ../nbs/11_projection.ipynb #d9f7b77d
 @patch
 def full(self:Mixer,
     values,          # Slider positions: `(k,)`, or {name or row of a unit: position}
@@ -230,9 +241,16 @@ def _check_frames(frames, k):
     raise ValueError(f'frames must be keypoint motion (KPM, 136 columns) or activations ({k} columns), a row a frame; '
                      f'found shape {shape}' + (f', stage {stage!r}' if stage else ''))
 
-# %% ../nbs/11_projection.ipynb #46394218
+# %% ../nbs/11_projection.ipynb #145ac71a
 def _wide(**kwargs): return dict(margin='0', width='auto') | kwargs
 
+def _button(text, icon, tip, action):
+    import ipywidgets as w
+    b = w.Button(description=text, icon=icon, tooltip=tip, layout=dict(width='auto', flex='1 1 auto'))
+    b.on_click(lambda _: action())
+    return b
+
+# %% ../nbs/11_projection.ipynb #f9967f0e
 def _slider(name, tip, width, top=2., whole=False):
     "A slider, and a row of a labelled number and the slider, which are always equal"
     import ipywidgets as w
@@ -244,12 +262,6 @@ def _slider(name, tip, width, top=2., whole=False):
                   step=1 if whole else .01, **kw)
     w.link((slider, 'value'), (number, 'value'))
     return slider, w.HBox([number, slider], layout=dict(margin='1px 0'))
-
-def _button(text, icon, tip, action):
-    import ipywidgets as w
-    b = w.Button(description=text, icon=icon, tooltip=tip, layout=dict(width='auto', flex='1 1 auto'))
-    b.on_click(lambda _: action())
-    return b
 
 # %% ../nbs/11_projection.ipynb #0b665e52
 def encoded(

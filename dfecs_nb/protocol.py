@@ -16,9 +16,8 @@ from scipy.stats import wilcoxon
 from sklearn.base import clone
 
 from .template import as_matrix, keypoint_mask, points_there
-from .encoding import VE_KINDS
+from .encoding import VE_KINDS, only_kpm
 from .kpm import sample_frames
-from .facs import _only_kpm
 from .evaluation import _COLORS, _log_ticks, _unit_set, _unlike, ve_curve
 
 # %% ../nbs/10a_protocol.ipynb #a896083b
@@ -28,7 +27,7 @@ def _sets(sets, what, by):
         raise ValueError(f'{what} must be {{name: keypoint motion}} with at least one set; got {type(sets).__name__}')
     out = {}
     for name,X in sets.items():
-        _only_kpm(X, f'{what} set {name}'); M = as_matrix(X, name=f'{what} set {name}')
+        only_kpm(X, f'{what} set {name}'); M = as_matrix(X, name=f'{what} set {name}')
         levels = getattr(getattr(X, 'index', None), 'names', [])
         if by not in levels: raise ValueError(f"{what} set {name} has no index level '{by}', which says who may not be "
                                               f'split; found {list(levels) or type(X).__name__}')
@@ -119,7 +118,7 @@ def cross_dataset(
             if len(X): curves.append(_row(model, X, t, s, m, f, ks, kind, masks, train[t].index[~out].unique(by)))
     return _read(curves, ks, kind)
 
-# %% ../nbs/10a_protocol.ipynb #2c074305
+# %% ../nbs/10a_protocol.ipynb #d558d8ae
 def _check_settings(ks, kind, masks, sets):
     "Refuse what would fail after hours of learning"
     if kind not in VE_KINDS: raise ValueError(f'kind must be one of {", ".join(VE_KINDS)}; got {kind!r}')
@@ -134,7 +133,7 @@ def _bar(jobs, progress):
     from tqdm.auto import tqdm
     return tqdm(jobs, desc='models', disable=not progress)
 
-# %% ../nbs/10a_protocol.ipynb #d558d8ae
+# %% ../nbs/10a_protocol.ipynb #c72d62a9
 def _row(model, X, t, s, m, f, ks, kind, masks, people):
     "One curve, and what it belongs to"
     q = len(model.components_)
@@ -145,6 +144,7 @@ def _row(model, X, t, s, m, f, ks, kind, masks, people):
     facts = dict(train=t, test=s, model=m, fold=f, train_people=len(people), test_frames=c.attrs['frames'], units=q)
     return facts, c.ve.to_numpy()
 
+# %% ../nbs/10a_protocol.ipynb #ee33cb75
 def _quiet_curve(model, X, kind, mask):
     "A curve; a mask may leave nothing of a unit, and trackers were compared before"
     with warnings.catch_warnings():
@@ -152,7 +152,6 @@ def _quiet_curve(model, X, kind, mask):
             warnings.filterwarnings('ignore', '.*'+text)
         return ve_curve(model, X, kind=kind, mask=mask)
 
-# %% ../nbs/10a_protocol.ipynb #ee33cb75
 def _read(curves, ks, kind):
     "Curves at the numbers of units that were asked for, as a tidy table"
     least = min(facts['units'] for facts,_ in curves)
@@ -185,15 +184,21 @@ def plot_cross(
     import matplotlib.pyplot as plt
     s = spread(table).reset_index(); s = s[s.k>0]; rows,tests = s.train.unique(),s.test.unique()
     cols = sorted(tests, key=[*rows, *tests].index)                # the diagonal holds the left-out people
-    kinds = ', '.join(s['kind'].unique())
-    if ',' in kinds: raise ValueError(f'one figure needs one definition of variance explained; found {kinds}')
+    kind = _one_kind(s)
     fig,axs = plt.subplots(len(rows), len(cols), figsize=(size[0]*len(cols)+.3, size[1]*len(rows)+.5), sharex=True,
                            sharey=True, squeeze=False, layout='constrained')
     for (i,j),ax in np.ndenumerate(axs): _panel(ax, s, rows[i], cols[j])
-    _around(fig, kinds)
+    _around(fig, kind)
     return fig
 
-# %% ../nbs/10a_protocol.ipynb #c72d62a9
+# %% ../nbs/10a_protocol.ipynb #49a698f2
+def _one_kind(table):
+    "The definition of variance explained in a table; an error if there are several"
+    kinds = ', '.join(table['kind'].unique())
+    if ',' in kinds: raise ValueError(f'one figure needs one definition of variance explained; found {kinds}')
+    return kinds
+
+# %% ../nbs/10a_protocol.ipynb #d215988a
 def _panel(ax, s, train, test):
     "Curves of all models from one train set to one test set"
     for i,m in enumerate(s.model.unique()):
@@ -206,6 +211,7 @@ def _panel(ax, s, train, test):
     ax.set_title(f'{train} → ' + ('left-out people' if train==test else test), fontsize=9); _log_ticks(ax)
     ax.tick_params(labelbottom=True, labelleft=True, labelsize=8)
 
+# %% ../nbs/10a_protocol.ipynb #e0cc6f2c
 def _around(fig, kind):
     "One legend and one pair of axis labels for all panels"
     handles = {l: h for ax in fig.axes for h,l in zip(*ax.get_legend_handles_labels())}
@@ -254,14 +260,13 @@ def plot_train_test(
 ):                           # The axes
     "Train (lines) and average test (dashes) against the number of units, a color for each train set (paper Fig. 5)"
     import matplotlib.pyplot as plt
-    kinds = ', '.join(table['kind'].unique())
-    if ',' in kinds: raise ValueError(f'one figure needs one definition of variance explained; found {kinds}')
+    kind = _one_kind(table)
     if ax is None: ax = plt.figure(figsize=(4.8, 3.4)).add_subplot()
     for (t,c),color in zip(table[table.k>0].groupby('train', sort=False), _COLORS*table.train.nunique()):
         for role,style in (('train', 'o-'), ('test', 's--')):
             r = c[c.role==role]; name = f'{t} (train)' if role=='train' else f'{t}: mean of {r.tests.iloc[0]}'
             ax.plot(r.k, r.ve, style, color=color, ms=3, lw=1.3, mfc=color if role=='train' else 'w', label=name)
-    ax.set(xlabel='units, at most', title=title); ax.set_ylabel(f'variance explained, %\n({kinds})'); _log_ticks(ax)
+    ax.set(xlabel='units, at most', title=title); ax.set_ylabel(f'variance explained, %\n({kind})'); _log_ticks(ax)
     ax.legend(fontsize=7, frameon=False, loc='lower right')
     return ax
 
@@ -279,10 +284,8 @@ def paired(
     D = _differences(table, first, second, over); split = [split] if isinstance(split, str) else list(split)
     odd = [c for c in split if c not in D]
     if odd: raise ValueError(f'split names no column: {odd[0]}; there are {", ".join(D.columns.drop(["k", "d"]))}')
-    rows = []
-    for key,t in D.groupby([*split, 'k'], sort=False):
-        rows.append({**dict(zip([*split, 'k'], key)), **_compared(t.d.to_numpy(), n_boot, random_state)})
-    return pd.DataFrame(rows)
+    return pd.DataFrame([{**dict(zip([*split, 'k'], key)), **_compared(t.d.to_numpy(), n_boot, random_state)}
+                         for key,t in D.groupby([*split, 'k'], sort=False)])
 
 # %% ../nbs/10a_protocol.ipynb #d2b1968f
 def _differences(table, first, second, over):

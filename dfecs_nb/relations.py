@@ -95,9 +95,9 @@ def fit_mirror(
 )->tuple:               # Complex `(n,)` each: a point x+iy of the mirror line, and exp(2i·angle of the line)
     "The mirror line of each face, fitted to its stable points"
     P = as_points(points); z = P[..., 0]+1j*P[..., 1]
-    centre = z[:, STABLE].mean(1); u = z-centre[:, None]
+    center = z[:, STABLE].mean(1); u = z-center[:, None]
     turn = (u[:, STABLE]*u[:, MIRROR[STABLE]]).sum(1)
-    with np.errstate(invalid='ignore'): return centre, turn/np.abs(turn)      # NaN faces stay NaN
+    with np.errstate(invalid='ignore'): return center, turn/np.abs(turn)      # NaN faces stay NaN
 
 # %% ../nbs/12f_relations.ipynb #83d6c7ba
 def asymmetry(
@@ -110,7 +110,7 @@ def asymmetry(
     if not len(P): raise ValueError('keypoints are empty')
     eyes = np.linalg.norm(P[:, 45]-P[:, 36], axis=1); i = (eyes==0).argmax()
     if eyes[i]==0: raise ValueError(f'the outer eye corners coincide in row {i}; are these movements, not places?')
-    centre, turn = fit_mirror(P); u = P[..., 0]+1j*P[..., 1]-centre[:, None]
+    center, turn = fit_mirror(P); u = P[..., 0]+1j*P[..., 1]-center[:, None]
     D = np.abs(u-turn[:, None]*np.conj(u[:, MIRROR]))/eyes[:, None]
     parts = [_present_mean(D[:, np.concatenate([PARTS[p] for p in ps])]) for ps in _SIDES.values()]
     return like(keypoints, np.stack([*parts, np.mean(parts[:4], axis=0)], axis=1), ASYMMETRY, stage='asymmetry')

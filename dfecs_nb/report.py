@@ -26,6 +26,7 @@ def strongest(
     energy = (activations.fillna(0)**2).sum()
     return list(energy[energy>0].sort_values(ascending=False, kind='stable').index[:n])
 
+# %% ../nbs/13a_report.ipynb #08b9633a
 def time_axis(
     table:pd.DataFrame,        # A table of one video
 )->tuple:                      # Time of each row `(n,)`, and what to write on the axis
@@ -73,7 +74,7 @@ def moments(
         found[f'{same[0]}, {name}' if same else name] = found.pop(same[0]) if same else at
     return dict(sorted(found.items(), key=lambda kv: kv[1]))
 
-# %% ../nbs/13a_report.ipynb #a25be9cc
+# %% ../nbs/13a_report.ipynb #45aa37ee
 def plot_moments(
     source,                    # The video (or whatever was tracked)
     keypoints:pd.DataFrame,    # Its keypoint table, in pixels
@@ -84,16 +85,20 @@ def plot_moments(
     import matplotlib.pyplot as plt
     what = moments(activations, n)
     if not what: return None
+    fig = plt.figure(figsize=(1.9*len(what), 2.2), layout='constrained')
+    _draw_moments(fig.subplots(1, len(what), squeeze=False)[0], source, keypoints, what)
+    return fig
+
+# %% ../nbs/13a_report.ipynb #a25be9cc
+def _draw_moments(axs, source, keypoints, what):
+    "The frames of a video that `moments` names, one in each of the axes"
     P, frames = as_points(keypoints), keypoints.index.get_level_values('frame').to_numpy()
-    t,label = time_axis(keypoints)
+    t,label = time_axis(keypoints); axs = iter(axs)
     wanted = {frames[i]: (name, i) for name,i in what.items()}
-    fig = plt.figure(figsize=(1.9*len(wanted), 2.2), layout='constrained')
-    axs = iter(fig.subplots(1, len(wanted), squeeze=False)[0])
     for f,rgb in enumerate(read_frames(source, max_frames=int(max(wanted))+1)):
         if f in wanted:
             name,i = wanted[f]
             _draw_face(next(axs), rgb, P[i], f'{name}\n' + (f'{t[i]:.1f} s' if label!='frame' else f'frame {f}'))
-    return fig
 
 # %% ../nbs/13a_report.ipynb #5f4d0ce5
 def _draw_face(ax, rgb, points, title):
@@ -130,7 +135,18 @@ def png(
     plt.close(fig)
     return out.getvalue()
 
-# %% ../nbs/13a_report.ipynb #45aa37ee
+# %% ../nbs/13a_report.ipynb #329b8efb
+_PAGE = '''<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
+<title>{title}</title>
+<style>{style}</style></head>
+<body>
+{body}
+<p class="small">Made with dfecs_nb {version}.</p>
+</body></html>
+'''
+
+# %% ../nbs/13a_report.ipynb #45dd304a
 def write_report(
     path,            # HTML file
     title:str,       # Of the page
@@ -138,14 +154,6 @@ def write_report(
 ):                   # `path`
     "Write a self-contained HTML page, whole or not at all"
     style, body = data_file('report.css').read_text(encoding='utf-8'), '\n'.join(parts)
-    page = f'''<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
-<title>{html.escape(title)}</title>
-<style>{style}</style></head>
-<body>
-{body}
-<p class="small">Made with dfecs_nb {__version__}.</p>
-</body></html>
-'''
+    page = _PAGE.format(title=html.escape(title), style=style, body=body, version=__version__)
     with atomic(path) as tmp: tmp.write_text(page, encoding='utf-8')
     return path

@@ -40,7 +40,7 @@ def _pulls_at(
         a,late = groups.pop(); groups[0] = ([x-360 for x in a]+groups[0][0], late+groups[0][1])
     return [(np.mean(a), ', '.join(sorted(au, key=lambda au: int(au.split('+')[0])))) for a,au in groups]
 
-# %% ../nbs/11a_rules.ipynb #9a1546c8
+# %% ../nbs/11a_rules.ipynb #ced571f5
 _ARROW = dict(arrowstyle='-|>', color='black', lw=.7, shrinkA=1, shrinkB=0, mutation_scale=5)
 _VIEWS = [    # box in the axes, points with arrows and with numbers, arrow length, x and y limits
     ((0, 0, .42, 1), [*range(17), *range(17, 36)], (4, 8, 29, 31), 75, (230, 1170), (1640, 660)),
@@ -48,6 +48,7 @@ _VIEWS = [    # box in the axes, points with arrows and with numbers, arrow leng
     ((.44, .52, .56, .48), [37, 38, 40, 41], (38, 41), 14, (330, 690), (970, 715)),
     ((.44, 0, .56, .48), [48, 50, *range(51, 59)], (48, 50, 58), 24, (485, 915), (1382, 1192))]
 
+# %% ../nbs/11a_rules.ipynb #610b2dc4
 def _draw_pulls(ax, points, numbered, length):
     "Arrows of all muscle directions at `points`, with the numbers of the FACS AUs at the tips of the `numbered` ones"
     F = neutral_face()
@@ -121,6 +122,7 @@ def _along(D, phi, moves, least, limits):
     bad[:, 57] = moves[:, 57] & bad[:, 56] & bad[:, 58]
     return bad
 
+# %% ../nbs/11a_rules.ipynb #026c4dc2
 def _rims(D, phi, moves, least, limits):
     "Lower lip points whose outer and inner rim move against each other"
     bad = np.zeros(D.shape[:2], bool)
@@ -129,7 +131,7 @@ def _rims(D, phi, moves, least, limits):
         bad[:, pair] = (opposite & moves[:, pair].all(1))[:, None]
     return bad
 
-# %% ../nbs/11a_rules.ipynb #610b2dc4
+# %% ../nbs/11a_rules.ipynb #9fc64fe4
 def _nearest(D):
     "Nearest muscle direction of motions `D`: its position, its angle (NaN where no muscle is listed), and: in a cone?"
     n = len(D); phi = np.degrees(np.arctan2(D[..., 1], D[..., 0])); which = np.zeros((n, 68), int)
@@ -141,6 +143,7 @@ def _nearest(D):
         inside[:, p] = (angle[:, p]<=25+_EDGE) | (gap<150)
     return which, angle, inside
 
+# %% ../nbs/11a_rules.ipynb #8d8a080f
 CONE = dict(rule='C1', keypoints=[*range(68)], test='cone', limits=(25, 150), level='flag',
             words='pulled {}: no muscle direction of the table is near', basis='ours')
 
@@ -208,8 +211,10 @@ def check_units(
     mask=None,               # Keypoints that are not judged, e.g. `[60, 64]`; None masks nothing
 )->pd.DataFrame:             # A row for each unit and keypoint, columns as described above
     "Automatic rule check of units against muscle directions; the paper's interpretability takes human raters"
-    if rules not in _CHECKS: raise ValueError(f"rules must be 'muscles', 'cone' or 'strict'; got {rules!r}")
-    if not 0<tol<1: raise ValueError(f'tol is a share of the largest motion, between 0 and 1; got {tol!r}')
+    if not isinstance(rules, str) or rules not in _CHECKS:
+        raise ValueError(f"rules must be 'muscles', 'cone' or 'strict'; got {rules!r}")
+    if not (isinstance(tol, (int, float, np.number)) and 0<tol<1):
+        raise ValueError(f'tol is a share of the largest motion, between 0 and 1; got {tol!r}')
     names,D,gone = _motions(model); quiet = _quiet(D, tol, mask, gone); moves = quiet<0
     least = tol*np.where(moves, np.linalg.norm(np.nan_to_num(D), axis=2), 0).max(1)
     broken = [b for check in _CHECKS[rules] for b in check(np.nan_to_num(D), moves, least)]
@@ -239,6 +244,7 @@ def rule_check(
                      points_percent=100*float(1-out.flagged.sum()/moving) if moving else float('nan'))
     return out
 
+# %% ../nbs/11a_rules.ipynb #3442ecf0
 def _sum_up(unit, rows):
     rows = rows[rows.passes.notna()]; bad = ~rows.passes.astype(bool); found = [_broken(r) for r in rows.reason]
     rules = {r['rule'] for f,b in zip(found, bad) if b for r in f if r['level']=='flag'}

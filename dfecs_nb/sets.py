@@ -8,7 +8,7 @@ Docs: https://dfecs-nb.github.io/dfecs_nb/sets.html.md"""
 __all__ = ['load_ckplus', 'load_disfa', 'load_bp4d']
 
 # %% ../nbs/03e_sets.ipynb #7bce2d24
-import importlib.util, math, os, re, struct, warnings, zlib
+import importlib.util, os, re, warnings
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ import pandas as pd
 
 from .template import as_table
 from .formats import _chosen, _clean, _gather, _missing, _note, to_68
+from .matlab import _said, read_mat
 
 # %% ../nbs/03e_sets.ipynb #504ec23a
 def _walk(root):
@@ -249,110 +250,10 @@ def _disfa_frames(found, who, notes):
     own = {path: int(m[2] or m[4]) for m,path in found}
     return files, [own[path] for path in files.values()]
 
-# %% ../nbs/03e_sets.ipynb #94388e77
-_STORED = {1: 'i1', 2: 'u1', 3: 'i2', 4: 'u2', 5: 'i4', 6: 'u4', 7: 'f4', 9: 'f8', 12: 'i8', 13: 'u8'}
-_ARRAY, _COMPRESSED = 14, 15                                     # types of elements without numbers
-_CELLS, _STRUCT, _TEXT = 1, 2, {3: 'an object', 4: 'text', 5: 'a sparse array', 16: 'a function', 17: 'an object'}
-_MOST = 2**28             # bytes that a compressed element may have
-
-# %% ../nbs/03e_sets.ipynb #1578eefd
-def _elements(data, order):
-    "(type, content) of elements one after another; sizes beyond the data are an error"
-    at,tag = 0,struct.Struct(order+'II')
-    while at<len(data):
-        if len(data)-at<8: raise ValueError('cut off')
-        kind,size = tag.unpack_from(data, at); small = kind>>16             # a small element has 8 bytes in all
-        begin,most = (at+4, 4) if small else (at+8, len(data)-at-8)
-        if small: kind,size = kind & 0xffff, small
-        if size>most: raise ValueError('cut off')
-        yield kind, data[begin:begin+size]
-        at += 8 if small else 8+size if kind==_COMPRESSED else 8+(size+7)//8*8
-
-# %% ../nbs/03e_sets.ipynb #5b6fff05
-def _inflated(data):
-    "The bytes of a compressed element"
-    unpack = zlib.decompressobj()
-    try: out = unpack.decompress(data, _MOST)
-    except zlib.error as e: raise ValueError(str(e)) from None
-    if not unpack.eof: raise ValueError(f'cut off, or more than {_MOST>>20} megabytes')
-    return memoryview(out)
-
-# %% ../nbs/03e_sets.ipynb #1e4ecefa
-def _numbers(element, order):
-    "The numbers of an element"
-    kind,data = element; t = np.dtype(order+_STORED.get(kind, 'V1'))
-    if kind not in _STORED or len(data)%t.itemsize: raise ValueError(f'no numbers where they must be (type {kind})')
-    return np.frombuffer(data, t).astype(t.newbyteorder('='))
-
-def _whole(element, order):
-    "The whole numbers of an element, as a tuple"
-    v = _numbers(element, order)
-    if v.dtype.kind=='f': raise ValueError('fractions where whole numbers must be')
-    return tuple(v.tolist())
-
-# %% ../nbs/03e_sets.ipynb #9aa2444c
-def _array(data, order):
-    "(class, complex?, shape, name, further elements) of an array"
-    parts = _elements(data, order); one = lambda: next(parts, (0, b''))
-    flags = _whole(one(), order)
-    if len(flags)!=2: raise ValueError('no array flags')
-    kind,is_complex = flags[0] & 0xff, bool(flags[0] & 0x800)
-    if kind==17: return kind, False, (1, 1), '', parts                # newer objects have no shape
-    return kind, is_complex, _whole(one(), order), bytes(one()[1]).decode('latin-1'), parts
-
-# %% ../nbs/03e_sets.ipynb #1d992e5a
-def _content(data, order, field=None, deep=2):
-    "Numbers `shape`, the list of what is in cells or in a `field` of a struct, or a word for anything else"
-    if not len(data): return np.zeros((0, 0))
-    kind,is_complex,shape,_,parts = _array(data, order)
-    if kind in _TEXT or kind not in range(1, 16): return _TEXT.get(kind, 'an unknown kind of array')
-    if len(shape)!=2 or min(shape)<0: return f'an array of shape {shape[:9]}'
-    if kind in (_CELLS, _STRUCT): return _inside(kind, math.prod(shape), parts, order, field, deep) if deep else 'cells'
-    if is_complex: return 'complex numbers'
-    v = _numbers(next(parts, (0, b'')), order) if math.prod(shape) else np.zeros(0)
-    if len(v)!=math.prod(shape): raise ValueError(f'{len(v)} numbers for the shape {shape}')
-    return v.reshape(shape, order='F')
-
-# %% ../nbs/03e_sets.ipynb #6344e0dc
-def _inside(kind, n, parts, order, field, deep):
-    "Contents of `n` cells, or of one field of the `n` elements of a struct"
-    at,step = 0,1
-    if kind==_STRUCT:
-        width = sum(_whole(next(parts, (0, b'')), order)); text = bytes(next(parts, (0, b''))[1])     # of a name
-        names = [text[i:i+width].split(b'\0')[0].decode('latin-1') for i in range(0, len(text), max(width, 1))]
-        if field not in names: raise ValueError(f'no field {field}')
-        at,step = names.index(field),len(names)
-    parts = list(parts)
-    if len(parts)!=n*step or any(k!=_ARRAY for k,_ in parts): raise ValueError(f'{len(parts)} arrays for {n} x {step}')
-    return [_content(data, order, field, deep-1) for _,data in parts[at::step]]
-
-# %% ../nbs/03e_sets.ipynb #dba59629
-def _mat(path, key, field=None):
-    "One variable of a MATLAB file of version 5 to 7.2"
-    data = memoryview(path.read_bytes()); order = {b'IM': '<', b'MI': '>'}.get(bytes(data[126:128]))
-    if order and 2 in data[124:126]: raise ValueError(f'{path.name} is of MATLAB version 7.3; save it with -v7')
-    try:
-        for part in _variables(data, order):
-            if _array(part, order)[3]==key: return _content(part, order, field)
-    except ValueError as e: raise ValueError(f'{path.name} is no MATLAB file, or a damaged one ({e})') from None
-    raise ValueError(f'{path.name} must hold the variable {key}; it does not')
-
-# %% ../nbs/03e_sets.ipynb #0fdd5f24
-def _variables(data, order):
-    "Contents of the arrays of a file"
-    if not order: raise ValueError('no header')
-    for kind,part in _elements(data[128:], order):
-        if kind==_COMPRESSED: kind,part = next(_elements(_inflated(part), order), (0, b''))
-        if kind==_ARRAY and len(part): yield part
-
 # %% ../nbs/03e_sets.ipynb #dc3a30d2
-def _said(A):
-    "What an array is, in words"
-    return f'{A.dtype} of shape {A.shape}' if hasattr(A, 'dtype') else A if isinstance(A, str) else 'cells'
-
 def _read_disfa(path):
     "Points of one frame, `(66, 2)`"
-    P = _mat(path, 'pts')
+    P = read_mat(path, 'pts')
     if not hasattr(P, 'dtype') or P.shape!=(66, 2):
         raise ValueError(f'{path.name}: pts must be 66 x 2 numbers; found {_said(P)}')
     return P.astype(float)
@@ -497,7 +398,7 @@ def _hdf5_cells(path):
 # %% ../nbs/03e_sets.ipynb #a3e6f7cb
 def _old_cells(path):
     "The cells of `fit.pred` in a file of an older MATLAB"
-    cells = _mat(path, 'fit', 'pred')
+    cells = read_mat(path, 'fit', 'pred')
     if not isinstance(cells, list): raise ValueError('no struct')
     if len(cells)==1 and isinstance(cells[0], list): cells = cells[0]             # one struct with a cell a frame
     return [_cell(A, path.name) for A in cells]

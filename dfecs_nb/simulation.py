@@ -41,7 +41,10 @@ _LOWER = {
     '15': ('lip corner depressor', 20, {48: (.2, -.95), 60: (.15, -.75), 59: (.1, -.55), 49: (.05, -.3), 58: (0, -.2)}),
     '16': ('lower lip depressor', 18, {57: (0, -.85), 58: (.1, -1), 59: (.1, -.55), 66: (0, -.9), 67: (.05, -.9)}),
     '17': ('chin raiser', 18, {57: (0, 1), 58: (0, .9), 59: (0, .5), 66: (0, .8), 67: (0, .7), 8: (0, .55), 7: (0, .45),
-           6: (0, .2), 51: (0, .25), 50: (0, .2), 62: (0, .3), 61: (0, .2)}),
+           6: (0, .2), 51: (0, .25), 50: (0, .2), 62: (0, .3), 61: (0, .2)})}
+
+# %% ../nbs/03b_simulation.ipynb #e3e0277f
+_LOWER |= {
     '18': ('lip pucker', 36, {48: (-1, 0), 60: (-.75, 0), 49: (-.55, .08), 59: (-.55, -.08), 50: (-.25, .12),
            58: (-.25, -.12), 61: (-.2, .05), 67: (-.2, -.05), 51: (0, .12), 57: (0, -.12)}),
     '20': ('lip stretcher', 24, {48: (1, -.2), 60: (.85, -.15), 49: (.5, 0), 59: (.5, -.15), 50: (.2, 0), 58: (.2, -.1),
@@ -95,18 +98,12 @@ def _add_pulse(V, unit, start, onset, hold, offset, height, fps):
     rise = lambda s: .5-.5*np.cos(np.pi*np.clip(s, 0, 1))
     V[first:last, UNIT_NAMES.index('FACS'+unit)] += height*rise(t/onset)*rise((onset+hold+offset-t)/offset)
 
-# %% ../nbs/03b_simulation.ipynb #69ab0824
+# %% ../nbs/03b_simulation.ipynb #4b675e6a
 def _activations(rng, n_frames, fps):
     "Activations of one person, `(n_frames, 24)`"
     V, end, before = np.zeros((n_frames, 24)), n_frames/fps, 8.           # events may have begun before the recording
     starts = lambda rate: rng.uniform(-before, end, rng.poisson(rate*(end+before)))
-    lively = rng.lognormal(0, .4)
-    for group,rate in _GROUPS.items():
-        for t in starts(lively*rate/40):
-            shape, height = rng.uniform([.3, .5, .5], [.75, 4.95, 1.95]), 1.3*rng.beta(1.8, 2)
-            for u in group.split():
-                share, late = np.clip(rng.normal(.85, .25), .1, 1.5), rng.uniform(-.3, .3)
-                if rng.random()<.8: _add_pulse(V, u, t+late, *shape, height*share, fps)
+    _add_groups(V, rng, starts, fps)
     for u in (n[4:] for n in UNIT_NAMES):
         if u=='43':
             for t in starts(1/5): _add_pulse(V, u, t, .1, .1, .2, rng.uniform(.6, 1), fps)
@@ -114,6 +111,17 @@ def _activations(rng, n_frames, fps):
             for t in starts((.35 if u in _ONE_SIDED else .7)/50):
                 _add_pulse(V, u, t, *rng.uniform([.25, .25, .4], [.75, 3.95, 1.95]), 1.2*rng.beta(1.5, 2.5), fps)
     return np.minimum(V, 1.6)
+
+# %% ../nbs/03b_simulation.ipynb #164e6891
+def _add_groups(V, rng, starts, fps):
+    "Add the events of units that act together"
+    lively = rng.lognormal(0, .4)
+    for group,rate in _GROUPS.items():
+        for t in starts(lively*rate/40):
+            shape, height = rng.uniform([.3, .5, .5], [.75, 4.95, 1.95]), 1.3*rng.beta(1.8, 2)
+            for u in group.split():
+                share, late = np.clip(rng.normal(.85, .25), .1, 1.5), rng.uniform(-.3, .3)
+                if rng.random()<.8: _add_pulse(V, u, t+late, *shape, height*share, fps)
 
 # %% ../nbs/03b_simulation.ipynb #4eb4e2c5
 def _smooth(points, width=100):
@@ -144,7 +152,7 @@ def _disturbance(rng, n_frames, pose, noise):
     own, shared = rng.normal(size=(2, n_frames, 2, 68)); shared = shared @ _smooth(neutral_face()).T
     return pose*(rng.normal(size=6) + walk) @ _pose_modes() + .7*noise*(own+shared).reshape(n_frames, 136)
 
-# %% ../nbs/03b_simulation.ipynb #4b675e6a
+# %% ../nbs/03b_simulation.ipynb #43d6412a
 def simulate_kpm(
     n_subjects:int=27,      # People
     n_frames:int=4222,      # Frames of each
@@ -155,8 +163,7 @@ def simulate_kpm(
     random_state:int=0,     # Seed of everything random; None differs each time
 )->tuple:                   # KPM table `(m, 136)`, activation table `(m, 24)`, units `(24, 136)`; template units
     "Keypoint movements of simulated people, with the activations and units that made them"
-    for name,v in dict(n_subjects=n_subjects, n_frames=n_frames, fps=fps).items():
-        if not v>0: raise ValueError(f'{name} must be positive; got {v}')
+    _positive(n_subjects=n_subjects, n_frames=n_frames, fps=fps)
     U, zero, X, V = true_units(layout), _still(layout), [], []
     for seed in np.random.SeedSequence(random_state).spawn(n_subjects):
         rng = np.random.default_rng(seed); v = _activations(rng, n_frames, fps)
@@ -165,6 +172,11 @@ def simulate_kpm(
     who = np.repeat([f's{i+1:02d}' for i in range(n_subjects)], n_frames)
     kpm = as_table(np.concatenate(X), who, 'simulated', fps=fps, tracker='simulated', stage='kpm')
     return kpm, like(kpm, np.concatenate(V), UNIT_NAMES, stage='activations'), U
+
+# %% ../nbs/03b_simulation.ipynb #195739ba
+def _positive(**numbers):
+    for name,v in numbers.items():
+        if not v>0: raise ValueError(f'{name} must be positive; got {v}')
 
 # %% ../nbs/03b_simulation.ipynb #7e6749a4
 SCHEDULE = [('1 2', 1.2, 2.6, 1.), ('43', 2.9, 3.2, 1.), ('6 12', 3.5, 5., .8), ('25 26', 5.3, 6.7, 1.),
@@ -205,11 +217,11 @@ def _turn(points, face, yaw, pitch):
     return np.stack([q.real, q.imag], -1)
 
 # %% ../nbs/03b_simulation.ipynb #6e75cf38
-def _in_plane(head, centre, size):
-    "Roll, shift and size as an affine map (2x3) of the picture about `centre`"
+def _in_plane(head, center, size):
+    "Roll, shift and size as an affine map (2x3) of the picture about `center`"
     roll, right, down, grow = head[:4]; c, s = (1+grow)*np.cos(roll), (1+grow)*np.sin(roll)
     L = np.array([[c, -s], [s, c]])
-    return np.c_[L, centre - L @ centre + np.array([right, down])*size]
+    return np.c_[L, center - L @ center + np.array([right, down])*size]
 
 def _frame(photograph, size, face, moved, A):
     "The photograph with `face` moved to `moved`, seen through the affine map `A`, `(size, size, 3)`"
@@ -246,7 +258,7 @@ def _script(seconds, fps, units, schedule):
     if schedule is None: schedule = [(u, a*seconds/12, b*seconds/12, h) for u,a,b,h in SCHEDULE]
     return U, names, _follow(schedule, names, int(round(seconds*fps)), fps)
 
-# %% ../nbs/03b_simulation.ipynb #43d6412a
+# %% ../nbs/03b_simulation.ipynb #7a0ec9ae
 def simulate_video(
     path,                    # Where to write the video, ends in .mp4
     seconds:float=12.,       # Its length
@@ -254,14 +266,12 @@ def simulate_video(
     schedule:list=None,      # (units, start s, end s, height), e.g. ('6 12', 1, 3, .8); None stretches `SCHEDULE`
     units=None,              # Own units, `(k, 136)`, template units, named AU1 … AUk; None: `true_units()`
     head:float=1.,           # Head movement: 1 (True) = up to 8 degrees of yaw; 0 (False) = none
-    noise:float=2.,          # Camera noise, standard deviation in grey levels (of 255)
+    noise:float=2.,          # Camera noise, standard deviation in gray levels (of 255)
     size:int=480,            # Pixels a side of the square picture, even
     random_state:int=0,      # Seed of head movement and noise; None differs each time
 )->Truth:                    # Path, true keypoints, activations and units
     "A video of a real face with known movements, and the truth about it"
-    if Path(path).suffix!='.mp4': raise ValueError(f'the video is written as .mp4; got {Path(path).name!r}')
-    if not (seconds*fps>=1 and size>=100 and size%2==0): raise ValueError('a video needs at least one frame and an '
-        f'even size of 100 pixels or more; got {seconds} s at {fps} fps, size {size}')
+    _check_video(path, seconds, fps, size)
     U, names, V = _script(seconds, fps, units, schedule)
     rng = np.random.default_rng(random_state); head = _head_movement(rng, len(V), fps, head)
     (photograph, _), (_, face) = astronaut(None), astronaut(size)
@@ -275,3 +285,9 @@ def simulate_video(
     points = np.stack([m @ A[:, :2].T + A[:, 2] for m,A in zip(moved, views)])
     keypoints = as_table(points, 'astronaut', Path(path).stem, fps=fps, tracker='simulated', size=(size, size))
     return Truth(Path(path), keypoints, like(keypoints, V, names, stage='activations'), U)
+
+# %% ../nbs/03b_simulation.ipynb #90e5d356
+def _check_video(path, seconds, fps, size):
+    if Path(path).suffix!='.mp4': raise ValueError(f'the video is written as .mp4; got {Path(path).name!r}')
+    if not (seconds*fps>=1 and size>=100 and size%2==0): raise ValueError('a video needs at least one frame and an '
+        f'even size of 100 pixels or more; got {seconds} s at {fps} fps, size {size}')

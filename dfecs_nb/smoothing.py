@@ -59,29 +59,6 @@ def _one_euro(V, lengths, rate, sizes, cutoff, beta):
         out[at] = old + share(cutoff + beta*np.abs(speed))*(V[at]-old)
     return out
 
-# %% ../nbs/01b_smoothing.ipynb #ce5c8c11
-def smooth(
-    table,                 # Keypoints: table of any number of recordings, or array `(n, 136)` of one
-    method:str='savgol',   # 'savgol' (Savitzky-Golay, for recordings) or 'one_euro' (past frames only, for live video)
-    window:int=None,       # 'savgol': frames, odd; None takes the largest odd number within `seconds`
-    order:int=2,           # 'savgol': degree of the polynomial
-    seconds:float=.2,      # 'savgol': length of the window where `window` is None
-    cutoff:float=1.,       # 'one_euro': cutoff frequency of a point at rest, Hz
-    beta:float=20.,        # 'one_euro': how much the cutoff rises, Hz for each outer-eye distance a second
-    fps:float=None,        # Frames a second; None takes those in `attrs`
-):                         # Same kind and order as `table`; NaN stays NaN, `attrs['smoothing']` says what was done
-    "Keypoints with less trembling; each run of found frames on its own"
-    _check(table, method, window, order, dict(seconds=seconds, cutoff=cutoff, fps=fps), beta)
-    M = as_matrix(table, name='table'); there = points_there(table); out = M.copy()
-    jobs,windows = _jobs(table, ~np.isnan(M[:, there]).any(1), method, window, order, seconds, fps)
-    for (w, rate),runs in jobs.items():
-        runs = sorted(runs, key=len, reverse=True); at,lengths = np.concatenate(runs),np.array([len(r) for r in runs])
-        V = M[at][:, there]; eyes = np.diff(M[[r[0] for r in runs]][:, [36, 45, 104, 113]])[:, ::2]
-        out[np.ix_(at, there)] = _savgol(V, lengths, w, order) if method=='savgol' else _one_euro(
-            V, lengths, rate, np.where((d := np.linalg.norm(eyes, axis=1))>0, d, np.inf), cutoff, beta)
-    _tell(windows, M[:, there], method, order); done = _note(method, windows, order, cutoff, beta)
-    return like(table, out, **(dict(smoothing=done) if done else {}))
-
 # %% ../nbs/01b_smoothing.ipynb #0d938607
 def _jobs(table, found, method, window, order, seconds, fps):
     "Rows of the runs that are long enough, by window and frame rate; what each recording gets (`_tell`), by name"
@@ -156,6 +133,30 @@ def _check(table, method, window, order, positive, beta):
         if not (k=='fps' and v is None): _positive(k, v)
     _positive('beta', beta, zero=True)
 
+# %% ../nbs/01b_smoothing.ipynb #c40eff68
 def _positive(name, v, zero=False):
     ok = isinstance(v, Real) and not isinstance(v, (bool, np.bool_)) and (0<v<np.inf or zero and v==0)
     if not ok: raise ValueError(f'{name} must be {"0 or more" if zero else "a number above 0"}; got {v!r}')
+
+# %% ../nbs/01b_smoothing.ipynb #ce5c8c11
+def smooth(
+    table,                 # Keypoints: table of any number of recordings, or array `(n, 136)` of one
+    method:str='savgol',   # 'savgol' (Savitzky-Golay, for recordings) or 'one_euro' (past frames only, for live video)
+    window:int=None,       # 'savgol': frames, odd; None takes the largest odd number within `seconds`
+    order:int=2,           # 'savgol': degree of the polynomial
+    seconds:float=.2,      # 'savgol': length of the window where `window` is None
+    cutoff:float=1.,       # 'one_euro': cutoff frequency of a point at rest, Hz
+    beta:float=20.,        # 'one_euro': how much the cutoff rises, Hz for each outer-eye distance a second
+    fps:float=None,        # Frames a second; None takes those in `attrs`
+):                         # Same kind and order as `table`; NaN stays NaN, `attrs['smoothing']` says what was done
+    "Keypoints with less trembling; each run of found frames on its own"
+    _check(table, method, window, order, dict(seconds=seconds, cutoff=cutoff, fps=fps), beta)
+    M = as_matrix(table, name='table'); there = points_there(table); out = M.copy()
+    jobs,windows = _jobs(table, ~np.isnan(M[:, there]).any(1), method, window, order, seconds, fps)
+    for (w, rate),runs in jobs.items():
+        runs = sorted(runs, key=len, reverse=True); at,lengths = np.concatenate(runs),np.array([len(r) for r in runs])
+        V = M[at][:, there]; eyes = np.diff(M[[r[0] for r in runs]][:, [36, 45, 104, 113]])[:, ::2]
+        out[np.ix_(at, there)] = _savgol(V, lengths, w, order) if method=='savgol' else _one_euro(
+            V, lengths, rate, np.where((d := np.linalg.norm(eyes, axis=1))>0, d, np.inf), cutoff, beta)
+    _tell(windows, M[:, there], method, order); done = _note(method, windows, order, cutoff, beta)
+    return like(table, out, **(dict(smoothing=done) if done else {}))

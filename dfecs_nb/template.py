@@ -10,7 +10,7 @@ __all__ = ['PARTS', 'COLUMNS', 'INDEX', 'FIXED', 'PART_COLORS', 'MIRROR', 'part_
            'as_table', 'stack', 'atomic', 'save_table', 'load_table']
 
 # %% ../nbs/00_template.ipynb #49b7cea0
-import contextlib, copy, json, os, tempfile, warnings
+import contextlib, copy, errno, hashlib, json, os, re, tempfile, warnings
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -82,23 +82,24 @@ def plot_face(
     "Draw 68 keypoints as a face"
     import matplotlib.pyplot as plt
     if ax is None: ax = plt.figure(figsize=(4, 4)).add_subplot()
-    pts = np.asarray(points, float).reshape(68, 2)
-    for part,strokes in _STROKES.items():
-        c = color or PART_COLORS[part]
-        for s in strokes: ax.plot(*pts[list(s)].T, '-', color=c, lw=lw, alpha=alpha)
-        ax.scatter(*pts[PARTS[part]].T, s=ms, color=c, alpha=alpha, zorder=3, linewidths=0)
+    pts = np.asarray(points, float).reshape(68, 2); style = dict(lw=lw, alpha=alpha)
+    for part,strokes in _STROKES.items(): _draw_part(ax, pts, part, strokes, color or PART_COLORS[part], style, ms)
     if numbers:
         for i,(x,y) in enumerate(pts): ax.annotate(str(i), (x, y), (2, 2), textcoords='offset points', fontsize=6)
     ax.set_aspect('equal'); ax.axis('off')
     if not ax.yaxis_inverted(): ax.invert_yaxis()
     return ax
 
+def _draw_part(ax, pts, part, strokes, color, style, ms):
+    for s in strokes: ax.plot(*pts[list(s)].T, '-', color=color, **style)
+    ax.scatter(*pts[PARTS[part]].T, s=ms, color=color, alpha=style['alpha'], zorder=3, linewidths=0)
+
 # %% ../nbs/00_template.ipynb #7f149e9b
 MIRROR = np.array([*range(16, -1, -1), *range(26, 16, -1), 27, 28, 29, 30, *range(35, 30, -1),
     45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40, *range(54, 47, -1), 59, 58, 57, 56, 55,
     64, 63, 62, 61, 60, 67, 66, 65])     # keypoint i of a mirrored face is keypoint MIRROR[i] of the face
 
-# %% ../nbs/00_template.ipynb #b50c51ad
+# %% ../nbs/00_template.ipynb #5fba79b4
 def as_matrix(
     X,                    # Table, matrix `(n, n_columns)`, one vector, or (for 136 columns) points `(n, 68, 2)`
     n_columns:int=136,    # Expected width
@@ -106,7 +107,18 @@ def as_matrix(
     finite:bool=True,     # Refuse infinite values? False: the caller looks for them
 )->np.ndarray:            # `(n, n_columns)`, float64, C order; the caller's data is never changed
     "Values of a table, matrix or points, checked for width and type"
-    if isinstance(X, pd.DataFrame) and n_columns==136: X = _ordered(X, name)
+    M = _numbers(_ordered(X, name) if isinstance(X, pd.DataFrame) and n_columns==136 else X, name)
+    if M.ndim==3 and M.shape[1:]==(68, 2) and n_columns==136: M = M.transpose(0, 2, 1).reshape(-1, 136)
+    if M.ndim==1: M = M[None]
+    if M.ndim!=2 or M.shape[1]!=n_columns:
+        raise ValueError(f'{name} must have {n_columns} columns (a row a frame); found shape {M.shape}')
+    if finite and np.isinf(M).any():
+        raise ValueError(f'{name} holds infinite values in {np.isinf(M).any(1).sum()} frames')
+    return np.ascontiguousarray(M)
+
+# %% ../nbs/00_template.ipynb #43c353e0
+def _numbers(X, name):
+    "Real numbers as float64, missing ones NaN"
     if hasattr(X, 'toarray'): raise ValueError(f'{name} is a sparse matrix: give a dense one, {name}.toarray()')
     try:
         M = X.to_numpy(float, na_value=np.nan) if _nullable(X) else np.asarray(X)
@@ -115,13 +127,7 @@ def as_matrix(
         raise ValueError(f'{name} must hold numbers only; found {_kind(X)}') from None
     if np.ma.isMaskedArray(X): M = np.where(np.ma.getmaskarray(X), np.nan, M)
     if M.dtype.kind=='c': raise ValueError(f'{name} must hold real numbers; found complex ones')
-    if M.ndim==3 and M.shape[1:]==(68, 2) and n_columns==136: M = M.transpose(0, 2, 1).reshape(-1, 136)
-    if M.ndim==1: M = M[None]
-    if M.ndim!=2 or M.shape[1]!=n_columns:
-        raise ValueError(f'{name} must have {n_columns} columns (a row a frame); found shape {M.shape}')
-    if finite and np.isinf(M).any():
-        raise ValueError(f'{name} holds infinite values in {np.isinf(M).any(1).sum()} frames')
-    return np.ascontiguousarray(M)
+    return M
 
 # %% ../nbs/00_template.ipynb #9f1f217f
 def _kind(X):
@@ -216,19 +222,22 @@ def as_table(
     **attrs,                  # More facts for `attrs`, JSON-simple
 )->pd.DataFrame:              # Index (subject, video, frame), columns `COLUMNS`
     "A keypoint table from points"
-    M = as_matrix(points); n = len(M)
-    subject,video = _names(subject, n),_names(video, n); frames = n if frame is None else np.size(frame)
-    if not len(subject)==len(video)==frames==n: raise ValueError(
-        f'subject, video and frame need one entry a row ({n}); found {len(subject)}, {len(video)}, {frames}')
-    if frame is None: frame = pd.DataFrame(dict(s=subject, v=video)).groupby(['s', 'v']).cumcount().to_numpy()
-    idx = pd.MultiIndex.from_arrays([pd.Index(subject, dtype='str'), pd.Index(video, dtype='str'),
-                                     _whole(frame)], names=INDEX)
-    out = pd.DataFrame(M, index=idx, columns=COLUMNS)
+    M = as_matrix(points); out = pd.DataFrame(M, index=_index(subject, video, frame, len(M)), columns=COLUMNS)
     if fps is not None: fps = float(fps)
     if fps is not None and not 0<fps<np.inf: raise ValueError(f'fps must be frames a second, above 0; got {fps!r}')
     if size is not None: size = [int(s) for s in size]
     out.attrs = dict(fps=fps, tracker=tracker, size=size, stage='keypoints') | attrs
     return out
+
+# %% ../nbs/00_template.ipynb #a46deea4
+def _index(subject, video, frame, n):
+    "The index of a table of `n` rows"
+    subject,video = _names(subject, n),_names(video, n); frames = n if frame is None else np.size(frame)
+    if not len(subject)==len(video)==frames==n: raise ValueError(
+        f'subject, video and frame need one entry a row ({n}); found {len(subject)}, {len(video)}, {frames}')
+    if frame is None: frame = pd.DataFrame(dict(s=subject, v=video)).groupby(['s', 'v']).cumcount().to_numpy()
+    return pd.MultiIndex.from_arrays([pd.Index(subject, dtype='str'), pd.Index(video, dtype='str'),
+                                      _whole(frame)], names=INDEX)
 
 # %% ../nbs/00_template.ipynb #cc9b9396
 def _whole(frame):
@@ -239,24 +248,14 @@ def _whole(frame):
 
 def _names(v, n): return np.asarray([str(s) for s in ([v]*n if np.ndim(v)==0 else v)], dtype=object)
 
-# %% ../nbs/00_template.ipynb #dd694a48
+# %% ../nbs/00_template.ipynb #b50c51ad
 def stack(
     tables,               # Tables of one stage (keypoints, standard, KPM or activations)
 )->pd.DataFrame:          # All rows; attrs that differ become None, frame rates that do go to `fps_by_video`
     "Stack tables of several recordings into one"
-    tables = [tables] if isinstance(tables, pd.DataFrame) else list(tables)
-    if not tables: raise ValueError('stack needs at least one table; found none')
-    for t in tables: _is_table(t)
-    facts = [t.attrs for t in tables]
-    stages,trackers,faces = (sorted({str(a.get(k)) for a in facts}) for k in ('stage', 'tracker', 'template'))
-    if len(faces)>1: raise ValueError(f'tables on different standard faces cannot be stacked: {"; ".join(faces)}')
-    if len(stages)>1: raise ValueError(f'tables of different stages cannot be stacked: {", ".join(stages)}')
-    if len(trackers)>1: warnings.warn(f'tables of different trackers are stacked ({", ".join(trackers)}): '
-                                      'their points differ systematically; track all videos with one', stacklevel=2)
-    columns = [list(t.columns) for t in tables]
-    if any(set(c)!=set(columns[0]) for c in columns): raise ValueError('tables of different columns cannot be stacked: '
-        f'{", ".join(map(str, columns[0][:3]))} … and {", ".join(map(str, columns[-1][:3]))} …')
-    out = pd.concat(tables)[COLUMNS if set(columns[0])==set(COLUMNS) else columns[0]]
+    tables = [tables] if isinstance(tables, pd.DataFrame) else list(tables); _can_stack(tables)
+    facts, columns = [t.attrs for t in tables], list(tables[0].columns)
+    out = pd.concat(tables)[COLUMNS if set(columns)==set(COLUMNS) else columns]
     if out.index.has_duplicates:
         who = ', '.join(f'{k} {v}' for k,v in zip(INDEX, out.index[out.index.duplicated()][0]))
         raise ValueError(f'two rows have the same name ({who}); give the videos different names')
@@ -267,6 +266,20 @@ def stack(
     found = [t for t in tables if set(COLUMNS) <= set(t.columns) and t[COLUMNS].notna().any(axis=None)]
     _common_points(out, [missing_points(t) for t in found or tables])
     return out
+
+# %% ../nbs/00_template.ipynb #dd694a48
+def _can_stack(tables):
+    "Refuse tables that must not be mixed; warn of those that should not"
+    if not tables: raise ValueError('stack needs at least one table; found none')
+    for t in tables: _is_table(t)
+    stages,trackers,faces = (sorted({str(t.attrs.get(k)) for t in tables}) for k in ('stage', 'tracker', 'template'))
+    if len(faces)>1: raise ValueError(f'tables on different standard faces cannot be stacked: {"; ".join(faces)}')
+    if len(stages)>1: raise ValueError(f'tables of different stages cannot be stacked: {", ".join(stages)}')
+    if len(trackers)>1: warnings.warn(f'tables of different trackers are stacked ({", ".join(trackers)}): '
+                                      'their points differ systematically; track all videos with one', stacklevel=3)
+    columns = [list(t.columns) for t in tables]
+    if any(set(c)!=set(columns[0]) for c in columns): raise ValueError('tables of different columns cannot be stacked: '
+        f'{", ".join(map(str, columns[0][:3]))} … and {", ".join(map(str, columns[-1][:3]))} …')
 
 # %% ../nbs/00_template.ipynb #a820765c
 def _is_table(t):
@@ -300,59 +313,96 @@ def atomic(
     fd, tmp = tempfile.mkstemp(prefix='.part-', suffix=path.suffix, dir=path.parent); os.close(fd)
     try:
         yield Path(tmp)
-        os.chmod(tmp, 0o666 & ~_umask()); os.replace(tmp, path)
+        os.chmod(tmp, 0o666 & ~_umask()); _flush(tmp); os.replace(tmp, path); _flush(path.parent)
+    except OSError as e:
+        if e.errno in _FULL: raise OSError(e.errno, f'{path} was not written, what was there before is unchanged: '
+                                                    f'{os.strerror(e.errno)}') from e
+        raise
     finally:
         if os.path.exists(tmp): os.remove(tmp)
+
+# %% ../nbs/00_template.ipynb #6838b30b
+_FULL = errno.ENOSPC, errno.EFBIG, getattr(errno, 'EDQUOT', errno.ENOSPC)    # disk full, file too large, quota used up
+
+def _flush(path):
+    "Have a file or folder written to the disk, not only to the memory of the system"
+    if os.name=='nt' and os.path.isdir(path): return                 # Windows cannot open folders
+    fd = os.open(path, os.O_RDWR if os.name=='nt' else os.O_RDONLY)
+    try: os.fsync(fd)
+    except OSError as e:
+        if e.errno not in (errno.EINVAL, errno.ENOTSUP): raise       # some network drives know no flushing
+    finally: os.close(fd)
 
 def _umask():
     mask = os.umask(0); os.umask(mask)
     return mask
 
-# %% ../nbs/00_template.ipynb #54b88009
+# %% ../nbs/00_template.ipynb #f7f3269a
+_SEAL = re.compile(rb'dfecs_nb table (\d{3}) sha256 ([0-9a-f]{64})\n')
+_VERSION, _SEALED = 1, 91                                            # version of this format; bytes of a seal
+
+def _sums(f, start, skip):
+    "SHA-256 of an open file but for `skip` bytes at `start`"
+    code = hashlib.sha256(); f.seek(0)
+    for left in (start, None):
+        while (left is None or left) and (data := f.read(min(left or 2**20, 2**20))):
+            code.update(data); left = left and left-len(data)
+        f.seek(start+skip)
+    return code.hexdigest()
+
+def _footer(f):
+    "Where the table of contents of an open Parquet file begins"
+    size = f.seek(0, 2); f.seek(max(size-8, 0)); end = f.read(8)
+    if end[4:]!=b'PAR1': raise ValueError('it is no Parquet file, or it was cut off: get a good copy')
+    return size-8-int.from_bytes(end[:4], 'little')
+
+# %% ../nbs/00_template.ipynb #945b1b60
+def _seal(path):
+    "Seal a Parquet file"
+    with open(path, 'r+b') as f:
+        start = _footer(f); code = _sums(f, start, 0); f.seek(start); rest = f.read(); f.seek(start)
+        f.write(f'dfecs_nb table {_VERSION:03} sha256 {code}\n'.encode() + rest)
+
+def _check_seal(path):
+    "Whether a Parquet file is sealed; refused if the seal is broken, or newer than this version"
+    with open(path, 'rb') as f:
+        start = _footer(f)-_SEALED
+        if start<0: return False
+        f.seek(start); seal = _SEAL.fullmatch(f.read(_SEALED))
+        if seal is None: return False
+        if int(seal[1])>_VERSION: raise ValueError(f'it has version {int(seal[1])} of the format, this program reads '
+                                                   f'{_VERSION}: upgrade it (pip install -U dfecs_nb)')
+        if _sums(f, start, _SEALED)!=seal[2].decode():
+            raise ValueError('it is damaged (wrong checksum): get a good copy')
+    return True
+
+# %% ../nbs/00_template.ipynb #7f13a333
+_ROWS = 'rows in the file'                                           # beside the attrs of a CSV file
+
 def _beside(path): return Path(f'{path}.attrs.json')
 
-# %% ../nbs/00_template.ipynb #f7f3269a
-def save_table(
-    table:pd.DataFrame,   # Keypoints, KPM or activations: index (subject, video, frame)
-    path,                 # Ends in .parquet or .csv
-)->Path:                  # `path`
-    "Save a table with its index and attrs; the file appears whole or not at all"
-    path = Path(path)
-    if path.suffix not in ('.parquet', '.csv'):
-        raise ValueError(f'a table is saved as .parquet or .csv; got {path.name!r}')
-    _is_table(table)
-    attrs = json.dumps(table.attrs, indent=1, default=_plain); table = table.copy(deep=False)
-    table.attrs = json.loads(attrs)
-    with atomic(path) as tmp:
-        if path.suffix=='.parquet': table.to_parquet(tmp); return path
-        table.to_csv(tmp)
-        with atomic(_beside(path)) as beside: beside.write_text(attrs)     # nothing is moved before both are written
-    return path
+def _is_table_file(path, what):
+    if path.suffix not in ('.parquet', '.csv'): raise ValueError(f'{what} .parquet or .csv; got {path.name!r}')
 
-# %% ../nbs/00_template.ipynb #1d314f23
 def _plain(o):
     "NumPy numbers and arrays, and paths, as JSON knows them"
     return o.tolist() if hasattr(o, 'tolist') else str(o)
 
-# %% ../nbs/00_template.ipynb #5fba79b4
-def load_table(
-    path,                 # A .parquet or .csv file that `save_table` wrote, or a CSV with the same columns
-)->pd.DataFrame:          # Index (subject, video, frame), float64 columns, attrs restored
-    "Load a table"
-    path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f'no table at {path}')
-    if path.suffix not in ('.parquet', '.csv'):
-        raise ValueError(f'a table is a .parquet or .csv file; got {path.name!r}')
-    try: t = _read_csv(path) if path.suffix=='.csv' else pd.read_parquet(path)
-    except (ValueError, OSError, UnicodeDecodeError) as e:
-        raise ValueError(f'{path} cannot be read as a table: {str(e).splitlines()[0]}') from None
-    if set(INDEX) <= set(t.columns): t = _indexed(t, path)
-    if list(t.index.names)!=INDEX:
-        found = ', '.join(map(str, t.columns[:5]))
-        raise ValueError(f'{path} must have the columns subject, video, frame; found {found} …')
-    bad = [c for c in t if not pd.api.types.is_numeric_dtype(t[c])]
+# %% ../nbs/00_template.ipynb #7fe4a20d
+def _first_line(e): return (str(e).splitlines() or [type(e).__name__])[0]
+
+def _numbers_only(t, path):
+    "The table as float64, with its attrs"
+    bad = [c for c in t if not pd.api.types.is_numeric_dtype(t[c]) or t[c].dtype.kind=='c']
     if bad: raise ValueError(f'{path}: column {bad[0]} must hold numbers')
     attrs = t.attrs; t = t.astype(float); t.attrs = attrs
+    return t
+
+def _read_parquet(path):
+    t = pd.read_parquet(path, page_checksum_verification=not _check_seal(path))
+    if not isinstance(t.attrs, dict): raise ValueError('its attrs are no dict')
+    named = list(t.index.names)==INDEX and pd.api.types.is_integer_dtype(t.index.get_level_values('frame').dtype)
+    if not named and list(t.index.names)==INDEX: attrs = t.attrs; t = t.reset_index(); t.attrs = attrs
     return t
 
 # %% ../nbs/00_template.ipynb #d98a3dbb
@@ -365,12 +415,62 @@ def _indexed(t, path):
                                   video=t['video'].astype('str')).set_index(INDEX); t.attrs = attrs
     return t
 
-# %% ../nbs/00_template.ipynb #6838b30b
+# %% ../nbs/00_template.ipynb #5e1f6dee
 def _read_csv(path):
     from pyarrow import csv, string
+    attrs = _read_attrs(_beside(path)); rows = attrs.pop(_ROWS, None)
+    if rows is not None and not _ends_in_line(path): raise ValueError(
+        'its last line has no end, so it was cut off; get a good copy, or end the line if it is whole')
     as_written = csv.ConvertOptions(column_types=dict(subject=string(), video=string()), strings_can_be_null=False)
     t = csv.read_csv(path, convert_options=as_written).to_pandas()         # floats are exact, names stay names
-    empty = [c for c in t if c not in INDEX and t[c].isna().all()]; t[empty] = t[empty].astype(float)
-    t.attrs = json.loads(_beside(path).read_text()) if _beside(path).is_file() else {}
-    if not isinstance(t.attrs, dict): raise ValueError(f'{_beside(path).name} does not hold attrs')
+    if rows not in (None, len(t)): warnings.warn(f'{path} has {len(t)} rows, but {rows} were saved: it was edited '
+                                                 'or cut off', stacklevel=4)
+    empty = [c for c in t if c not in INDEX and t[c].isna().all()]; t[empty] = t[empty].astype(float); t.attrs = attrs
     return t
+
+# %% ../nbs/00_template.ipynb #ba43d676
+def _read_attrs(path):
+    "The attrs in the file beside a CSV table; none without it"
+    if not path.is_file(): return {}
+    try: attrs = json.loads(path.read_text())
+    except (ValueError, RecursionError) as e: raise ValueError(f'{path.name} is damaged ({_first_line(e)}): get a good '
+                                                               'copy, or delete it to read without attrs') from None
+    if not isinstance(attrs, dict): raise ValueError(f'{path.name} does not hold attrs')
+    return attrs
+
+def _ends_in_line(path):
+    "Is the last line of a file whole?"
+    with open(path, 'rb') as f: f.seek(max(f.seek(0, 2)-1, 0)); return f.read(1) in (b'\n', b'\r')
+
+# %% ../nbs/00_template.ipynb #ca810668
+def save_table(
+    table:pd.DataFrame,   # Keypoints, KPM or activations: index (subject, video, frame)
+    path,                 # Ends in .parquet or .csv
+)->Path:                  # `path`
+    "Save a table with its index and attrs; the file appears whole or not at all"
+    path = Path(path); _is_table_file(path, 'a table is saved as'); _is_table(table)
+    attrs = json.loads(json.dumps(table.attrs, default=_plain)); table = table.copy(deep=False); table.attrs = attrs
+    with atomic(path) as tmp:
+        if path.suffix=='.parquet':        # every index level as a column, and groups of rows that can be read alone
+            table.to_parquet(tmp, index=True, row_group_size=2**17, use_dictionary=INDEX[:2], write_page_checksum=True)
+            _seal(tmp); return path
+        table.to_csv(tmp); facts = attrs | {_ROWS: len(table)}
+        with atomic(_beside(path)) as beside: beside.write_text(json.dumps(facts, indent=1))     # moved when both exist
+    return path
+
+# %% ../nbs/00_template.ipynb #3a7acfce
+def load_table(
+    path,                 # A .parquet or .csv file that `save_table` wrote, or one with the same columns
+)->pd.DataFrame:          # Index (subject, video, frame), float64 columns, attrs restored
+    "Load a table"
+    path = Path(path); _is_table_file(path, 'a table is a file that ends in')
+    if not path.is_file(): raise FileNotFoundError(f'no table at {path}')
+    try: t = _read_csv(path) if path.suffix=='.csv' else _read_parquet(path)
+    except MemoryError: raise
+    except Exception as e:                                           # Arrow has a dozen kinds of errors for damage
+        raise ValueError(f'{path} cannot be read as a table: {_first_line(e)}') from None
+    if set(INDEX) <= set(t.columns): t = _indexed(t, path)
+    if list(t.index.names)!=INDEX:
+        found = ', '.join(map(str, t.columns[:5]))
+        raise ValueError(f'{path} must have the columns subject, video, frame; found {found} …')
+    return _numbers_only(t, path)

@@ -9,7 +9,7 @@ __all__ = ['pick_face', 'overlap', 'FaceFollower', 'track', 'overlay', 'TRACKERS
            'read_frames', 'read_image']
 
 # %% ../nbs/01_tracking.ipynb #d7b4492b
-import itertools, warnings
+import collections, itertools, warnings
 from pathlib import Path
 
 import numpy as np
@@ -60,9 +60,12 @@ class FaceFollower:
         face=None,                 # Which face to start with, see `pick_face`
         detect_every:int=10,       # Frames from one detection to the next
         patience:int=30,           # Frames without the face before the start rule applies anew
+        batch:int=None,            # Pictures that the tracker sees at once; None: as it likes, see `through`
     ):
-        if detect_every<1: raise ValueError(f'detect_every must be at least 1; got {detect_every!r}')
+        for n,v in dict(detect_every=detect_every, batch=batch or 1).items():
+            if v<1: raise ValueError(f'{n} must be at least 1; got {v!r}')
         self.tracker,self.face,self.detect_every,self.patience = tracker,_check_face(face),detect_every,patience
+        self.batch = (batch or tracker.batch) if hasattr(tracker, 'look_ahead') else 1
         self.n = self.searches = self.several = self.most = self.lost = self.age = 0
         self.box = self.last = self.shape = None; self.starts = []
         tracker.reset()
@@ -136,6 +139,24 @@ def _take(self:FaceFollower, rgb, box):
     return pts
 
 # %% ../nbs/01_tracking.ipynb #a40d1407
+@patch
+def through(self:FaceFollower,
+    pictures,              # Pictures that follow each other; up to `batch` of them are held in memory
+):                         # Iterator: points `(68, 2)` of each, as calling with each would give
+    "Follow the face through pictures that the tracker may see several at a time"
+    pictures, held, size, ahead, used = iter(pictures), collections.deque(), self.batch, 0, 0
+    while held.extend(itertools.islice(pictures, max(size-len(held), 0))) or held:
+        box = self.box
+        if not ahead and size>1 and len(held)>1 and box is not None and not self.lost:
+            shown = list(itertools.islice(held, size)); ahead, used = len(shown), 0
+            self.tracker.look_ahead(shown, box)
+        yield self(held.popleft())
+        if not ahead: continue
+        ahead, used = ahead-1, used+1
+        if self.box is not box or self.lost: ahead, size = 0, max(2, min(2*used, self.batch))    # guessed wrong
+        elif not ahead: size = min(2*size, self.batch)
+
+# %% ../nbs/01_tracking.ipynb #8d316d78
 def track(
     source,                # Video, image, image folder, camera number, a picture, or several (array, list, generator)
     tracker='auto',        # 'auto', a name of `TRACKERS`, or a loaded tracker
@@ -148,25 +169,26 @@ def track(
     progress:bool=True,    # Progress bar, and a line about what 'auto' took, on standard error?
     device='auto',         # For face-alignment: 'cpu', 'cuda' or 'auto'
     model_path=None,       # For mediapipe from 0.10.30 on: its face_landmarker.task
+    batch:int=None,        # Pictures that face-alignment sees at once; None: 16 on a graphics card, else 1
 )->pd.DataFrame:           # Keypoint table in pixels, a row a frame, NaN where the face was not found
     "Keypoints of one person in a video, picture or camera"
     frames = read_frames(source, fps, max_frames); _check_face(face)
     t = tracker if isinstance(tracker, Tracker) else load_tracker(tracker, device, model_path, progress)
-    follow = FaceFollower(t, face, detect_every, patience=max(1, round(frames.fps or 30)))
+    follow = FaceFollower(t, face, detect_every, max(1, round(frames.fps or 30)), 1 if frames.live else batch)
     pts = _collect(frames, follow, progress)
     table = as_table(pts, subject or frames.name or 'subject', video or frames.name or 'video', fps=frames.fps,
                      tracker=t.name, size=frames.size, **_facts(follow, frames, pts))
     _warn(table, follow, frames)
     return table
 
-# %% ../nbs/01_tracking.ipynb #97c4e6d0
+# %% ../nbs/01_tracking.ipynb #ec68b4d2
 def _collect(frames, follow, progress):
     "Points of every frame; an interrupted camera keeps what it saw"
     from tqdm import tqdm
     limits, pts, name = [n for n in (frames.count, frames.max_frames) if n], [], frames.name or 'the source'
+    bar = tqdm(frames, f'{name} ({follow.tracker.name})', min(limits, default=None), disable=not progress)
     try:
-        for rgb in tqdm(frames, f'{name} ({follow.tracker.name})', min(limits, default=None), disable=not progress):
-            pts.append(follow(rgb))
+        pts.extend(follow.through(bar))                       # keeps what came before an interruption
     except KeyboardInterrupt:
         if not frames.live: raise
     finally: follow.tracker.reset()

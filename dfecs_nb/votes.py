@@ -21,13 +21,14 @@ from . import __version__
 from .template import as_matrix, atomic
 from .drawing import _units
 
-# %% ../nbs/11b_votes.ipynb #ccfe826b
+# %% ../nbs/11b_votes.ipynb #ca89b71e
 VERDICTS = ('interpretable', 'not', 'unsure')
 _PUBLISHED = dict(         # the units that each volunteer found not interpretable (Tables 1 and 2 of the paper)
     dfecs=([f'AU{i}' for i in range(1, 17)], ['AU6 AU9', 'AU5 AU9', 'AU6 AU9 AU12']),
     pca=([f'PC{i}{sign}' for sign in '+-' for i in range(1, 9)],
          ['PC3+ PC6+ PC7+ PC8+ PC2- PC5- PC6-', 'PC7+ PC8+ PC2- PC7-', 'PC6+ PC7+ PC8+ PC2- PC5- PC6- PC8-']))
 
+# %% ../nbs/11b_votes.ipynb #e224834b
 def published_votes(
     which:str='dfecs',   # 'dfecs' (16 learned AUs, Table 1) or 'pca' (8 axes in both directions, Table 2)
 )->pd.DataFrame:         # A row for each of 48 votes: voter, unit, verdict
@@ -58,9 +59,10 @@ def model_hash(
     lines = '\n'.join(f'{n}\t{unit_hash(u)}' for n,u in zip(names, U))
     return hashlib.sha256(lines.encode()).hexdigest()[:12]
 
-# %% ../nbs/11b_votes.ipynb #e0823038
+# %% ../nbs/11b_votes.ipynb #970530dc
 VOTE_COLUMNS = ['voter', 'unit', 'unit_hash', 'model_hash', 'verdict', 'artefacts', 'comment', 'time', 'version']
 
+# %% ../nbs/11b_votes.ipynb #e0823038
 def make_vote(
     model,               # The model that was shown, or units `(k, 136)`
     unit:str,            # Name of the unit ('AU3')
@@ -91,10 +93,15 @@ def _wrong(vote):
     if _points(vote['artefacts']) is None: return f"artefacts {vote['artefacts']!r} are not keypoints from 0 to 67"
     if max(map(len, vote.values()))>100_000: return 'a text is longer than 100000 characters'
     for k in ('unit_hash', 'model_hash'):
-        if len(vote[k])!=12 or set(vote[k])-set('0123456789abcdef'): return f'{k} {vote[k]!r} is not 12 hex digits'
+        if len(vote[k])!=12 or set(vote[k])-set('0123456789abcdef'):
+            number = re.fullmatch(r'[\d.,]+([Ee][+-]?\d+)?', vote[k])
+            return f'{k} {vote[k]!r} is not 12 hex digits' + _NUMBER*bool(number)
     try: datetime.fromisoformat(vote['time'])
     except ValueError: return f"time {vote['time']!r} is not a time"
     return ''
+
+# %% ../nbs/11b_votes.ipynb #8981664c
+_NUMBER = ' (a spreadsheet makes numbers of some fingerprints: import the file with all columns as text)'
 
 # %% ../nbs/11b_votes.ipynb #a86c4eb6
 def _checked(vote):
@@ -108,33 +115,58 @@ def _checked(vote):
     if wrong: raise ValueError(f'this is not a vote: {wrong}')
     return vote | dict(artefacts=' '.join(map(str, _points(vote['artefacts']))))
 
-# %% ../nbs/11b_votes.ipynb #19d2ca4c
-def _line(values):
+# %% ../nbs/11b_votes.ipynb #f21b20f4
+def _line(values, comma=','):
     "One line of a votes file, as bytes"
     out = io.StringIO(); breaks = {'\\': '\\\\', '\n': '\\n', '\r': '\\r'}
-    csv.writer(out, lineterminator='\n').writerow([''.join(breaks.get(c, c) for c in v) for v in values])
+    texts = [''.join(breaks.get(c, c) for c in v) for v in values]
+    csv.writer(out, delimiter=comma, lineterminator='\n').writerow(texts)
     return out.getvalue().encode('utf-8', 'backslashreplace')
 
+def _lines(text): return re.split(rb'\r\n|\r|\n', text.removeprefix(b'\xef\xbb\xbf'))
+
+# %% ../nbs/11b_votes.ipynb #d551ef26
+def _fields(line, comma=','):
+    "The texts in one line of a votes file"
+    breaks = {r'\\': '\\', r'\n': '\n', r'\r': '\r'}; row, = csv.reader([line.decode()], strict=True, delimiter=comma)
+    if len(row)==1 and comma in row[0]: row, = csv.reader(row, strict=True, delimiter=comma)  # the whole line in quotes
+    return [re.sub(r'\\[\\nr]', lambda m: breaks[m[0]], v) for v in row]
+
 # %% ../nbs/11b_votes.ipynb #6ba76b30
+def _row(line, comma):
+    "The fields of a line; none if it is damaged"
+    try: return _fields(line, comma)
+    except (ValueError, csv.Error): return []
+
+def _comma(text, path):
+    "What separates the columns of a votes file; an error if it is none"
+    first = _lines(text)[0]; rows = {c: [v.strip() for v in _row(first, c)] for c in ',;\t'}
+    for c,row in rows.items():
+        if row==VOTE_COLUMNS or not text.strip(): return c
+    known = any({*VOTE_COLUMNS[:5]} <= {*r} for r in rows.values())
+    hint = ': it is not UTF-8 text, so save it as "CSV UTF-8"' if b'\0' in first else (
+        '; put these nine columns, and no others, in this order'*known)
+    raise ValueError(f'{path} is not a votes file{hint}: its first line must be {",".join(VOTE_COLUMNS)}; '
+                     f'found {first[:80].decode(errors="replace")}')
+
+# %% ../nbs/11b_votes.ipynb #ccfe826b
 def _read(text, path):
     "Votes (dicts) and bad rows [(line number, bytes, reason)] of the contents of a votes file"
-    good,bad = [],[]; lines = text.removeprefix(b'\xef\xbb\xbf').split(b'\n'); header = _line(VOTE_COLUMNS).strip()
-    if text.strip() and lines[0].strip()!=header:
-        raise ValueError(f'{path} is not a votes file: its first line must be {header.decode()}; '
-                         f'found {lines[0][:80].decode(errors="replace")}')
-    for i,line in enumerate(lines, 1):
-        if not line.strip() or line.strip()==header: continue
-        try: vote = dict(zip(VOTE_COLUMNS, _fields(line), strict=True)); reason = _wrong(vote)
-        except (ValueError, csv.Error): reason = 'not the text of nine columns'
+    good,bad,comma = [],[],_comma(text, path)
+    for i,line in enumerate(_lines(text), 1):
+        row = _row(line, comma)
+        if not line.strip() or [v.strip() for v in row]==VOTE_COLUMNS: continue
+        reason = _damage(line, row)
         if reason: bad.append((i, line, reason))
-        else: good.append(vote | dict(line=i))
+        else: good.append(dict(zip(VOTE_COLUMNS, row), line=i))
     return good,bad
 
-# %% ../nbs/11b_votes.ipynb #f21b20f4
-def _fields(line):
-    "The texts in one line of a votes file"
-    breaks = {r'\\': '\\', r'\n': '\n', r'\r': '\r'}; row, = csv.reader([line.decode().rstrip('\r')], strict=True)
-    return [re.sub(r'\\[\\nr]', lambda m: breaks[m[0]], v) for v in row]
+def _damage(line, row):
+    "What is wrong with a line that holds the texts `row`; '' if nothing is"
+    if len(row)==9: return _wrong(dict(zip(VOTE_COLUMNS, row)))
+    try: line.decode()
+    except UnicodeDecodeError: return 'not UTF-8 text (of a spreadsheet: save it as "CSV UTF-8")'
+    return 'not the text of nine columns'
 
 # %% ../nbs/11b_votes.ipynb #5e054486
 @contextmanager
@@ -151,7 +183,7 @@ def _locked(path, write):
         finally: unlock()
     finally: os.close(fd)
 
-# %% ../nbs/11b_votes.ipynb #d551ef26
+# %% ../nbs/11b_votes.ipynb #e44f448c
 def _lock(fd, write):
     "Wait for the lock of an open file; gives the function that unlocks it"
     try: import fcntl
@@ -159,6 +191,7 @@ def _lock(fd, write):
     fcntl.flock(fd, fcntl.LOCK_EX if write else fcntl.LOCK_SH)
     return lambda: fcntl.flock(fd, fcntl.LOCK_UN)
 
+# %% ../nbs/11b_votes.ipynb #2260829a
 def _lock_windows(fd):
     "The same where there is no `fcntl`: a byte far behind the end of the file is locked"
     import msvcrt, time
@@ -188,12 +221,12 @@ def append_vote(
     except OSError as e: raise type(e)(e.errno, f'votes cannot be written to {path} ({e.strerror}): '
                                        'give a file in a folder of your own') from e
     with _locked(path, write=True) as fd:
-        text = _whole(fd); votes,_ = _read(text, path)
+        text = _whole(fd); votes,_ = _read(text, path); comma = _comma(text, path)
         if vote and votes and votes[-1]['model_hash']!=vote['model_hash']:
             raise _other(path, [votes[-1]['model_hash']], vote['model_hash'])
-        cut = b'' if not text or text.endswith(b'\n') else b'\n'                  # a line that a crash cut off
+        cut = b'' if not text or text.endswith((b'\n', b'\r')) else b'\n'         # a line that a crash cut off
         if not text: os.ftruncate(fd, 0)
-        _add(fd, cut + (b'' if text else _line(VOTE_COLUMNS)) + (_line(vote.values()) if vote else b''))
+        _add(fd, cut + (b'' if text else _line(VOTE_COLUMNS)) + (_line(vote.values(), comma) if vote else b''))
     return path
 
 # %% ../nbs/11b_votes.ipynb #877c233c
@@ -260,7 +293,7 @@ def _vote_grid(votes, units):
     grid = last.pivot(index='unit', columns='voter', values='verdict').astype(object)
     return grid.reindex(index=list(v.unit.unique() if units is None else units), columns=v.voter.unique())
 
-# %% ../nbs/11b_votes.ipynb #e224834b
+# %% ../nbs/11b_votes.ipynb #fe5a5178
 def _agreement(grid):
     "Percent agreement and Fleiss' kappa of a grid of votes"
     counts = np.array([(grid==w).to_numpy().sum(1) for w in VERDICTS], float).T; n = counts.sum(1); ok = n>1
@@ -269,6 +302,7 @@ def _agreement(grid):
     observed = (((counts**2).sum(1)-n)/(n*(n-1))).mean(); chance = ((counts.sum(0)/n.sum())**2).sum()
     return 100*observed, (observed-chance)/(1-chance) if chance<1 else float('nan')
 
+# %% ../nbs/11b_votes.ipynb #06ba72b1
 def percent_agreement(
     votes:pd.DataFrame,  # Columns voter, unit, verdict
 )->float:                # Per cent; NaN if no unit has two votes
@@ -282,7 +316,7 @@ def fleiss_kappa(
     "Agreement of raters beyond chance (Fleiss 1971)"
     return float(_agreement(_vote_grid(votes, None))[1])
 
-# %% ../nbs/11b_votes.ipynb #2e6ddb37
+# %% ../nbs/11b_votes.ipynb #3691ff08
 def majority_vote(
     votes:pd.DataFrame,  # Columns voter, unit, verdict; more columns are ignored
     units:list=None,     # All units in the order wanted, also those without votes; None takes those that occur
@@ -290,6 +324,7 @@ def majority_vote(
     "The tables of the paper from single votes; `attrs` have `percent` by voter, `agreement` and `kappa` (Fleiss)"
     grid = _vote_grid(votes, units)
     if 'majority' in grid: raise ValueError("a voter cannot be called 'majority', the name of the last column")
+    if 'percentage' in grid.index: raise ValueError("a unit cannot be called 'percentage', the name of the last row")
     n,against = grid.notna().sum(axis=1),(grid=='not').sum(axis=1)
     grid['majority'] = np.where(n==0, None, np.where(2*against>n, 'not', 'interpretable'))
     percent = {v: float(100*(g.dropna()!='not').mean()) for v,g in grid.items()}
