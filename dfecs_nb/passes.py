@@ -8,7 +8,7 @@ Docs: https://dfecs-nb.github.io/dfecs_nb/passes.html.md"""
 __all__ = ['Block', 'Frames', 'squares', 'gram', 'peaks', 'refuse_lost', 'StoredFrames', 'stored_frames', 'recoded']
 
 # %% ../nbs/05a_passes.ipynb #59f0a76d
-import hashlib, shutil, tempfile, uuid
+import hashlib, itertools, shutil, tempfile, uuid
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -158,7 +158,7 @@ def _pass(part, source, f, args, add, turn, store):
     total = None
     for b in source.blocks(part, turn):
         total = _both(add, total, f(b, *args))
-        if store: source.save(part, turn+1, b.keep)
+        if store: source.save(b, turn+1)
     return total
 
 def _both(add, a, b): return a if b is None else b if a is None else add(a, b)
@@ -282,46 +282,61 @@ def _scratch(folder):
         f'learning puts codes aside in {place}, which cannot be written ({e.strerror}): '
         'give TableFolder(…, scratch=…) a folder with room that all workers see') from None
 
-# %% ../nbs/05a_passes.ipynb #9aa567c4
+# %% ../nbs/05a_passes.ipynb #5e3fcb50
 def _write_codes(part, source, units, place):
-    blocks = [_side_by_side(b, units) for b in source.blocks(part)]
-    if blocks: _save(Path(place)/f'{part.start}.npy', np.concatenate(blocks))
+    for i,group in enumerate(_groups(source.blocks(part))):
+        _save(Path(place)/f'{part.start}-{i}.npy', np.concatenate([_side_by_side(b, units) for b in group]))
+
+def _groups(blocks, least=2**15):
+    "Blocks in groups of at least so many frames, but for the last: a part may be larger than the memory"
+    group = []
+    for b in blocks:
+        group.append(b)
+        if sum(map(len, group)) >= least: yield group; group = []
+    if group: yield group
 
 def _save(path, a):
     "An array file, whole or not at all; not for keeping"
     tmp = path.with_name(f'{uuid.uuid4().hex}.tmp'); path.parent.mkdir(exist_ok=True)
-    with open(tmp, 'wb') as f: np.save(f, a, allow_pickle=False)
+    try:
+        with open(tmp, 'wb') as f: np.save(f, a, allow_pickle=False)
+    except OSError as e: raise OSError(f'learning puts codes aside in {path.parent}, where no room is left ({e}): '
+                                       'give TableFolder(…, scratch=…) a folder with more') from None
     tmp.replace(path)
 
-# %% ../nbs/05a_passes.ipynb #5e3fcb50
+# %% ../nbs/05a_passes.ipynb #fa068538
 class _Codes:
     "How the codes of a part, and what passes keep, come out of files"
-    def __init__(self, place, rows, starts, run=''): self.place,self.rows,self.starts,self.run = place,rows,starts,run
+    def __init__(self, place, rows, run=''): self.place,self.rows,self.run = Path(place),rows,run
 
     def blocks(self, part, turn=0):
-        "One block, if the part has frames"
-        file = Path(self.place)/f'{part.start}.npy'
-        movements = partial(self._movements, part)
-        if file.is_file(): yield Block(np.load(file), self._kept(part, turn), self.starts[part.start], movements)
+        "Blocks of codes; `Y` must be asked of all of them or of none"
+        starts,groups = np.load(self.place/'starts.npy'),_groups(self.rows.blocks(part))
+        at = int(starts[np.searchsorted(starts[:, 0], part.start), 1])
+        for i in itertools.count():
+            file = self.place/f'{part.start}-{i}.npy'
+            if not file.is_file(): return
+            b = Block(np.load(file), self._kept(at, turn), at, partial(_stacked_movements, groups)); yield b; at += len(b)
 
-    def _movements(self, part): return np.concatenate([b.X for b in self.rows.blocks(part)])
-    def _state(self, part, turn): return Path(self.place)/self.run/f'{part.start}-{turn}.npy'
+    def _state(self, start, turn): return self.place/self.run/f'{start}-{turn}.npy'
 
-    def _kept(self, part, turn):
-        W = np.load(self._state(part, turn)) if turn else ()
+    def _kept(self, start, turn):
+        W = np.load(self._state(start, turn)) if turn else ()
         return dict(zip(('W', 'W2'), W))
 
-    def save(self, part, turn, keep):
+    def save(self, b, turn):
         "What this pass leaves; the state of two passes before is not needed any more"
-        _save(self._state(part, turn), np.array([keep[k] for k in ('W', 'W2') if k in keep]))
-        if turn>2: self._state(part, turn-2).unlink(missing_ok=True)
+        _save(self._state(b.start, turn), np.array([b.keep[k] for k in ('W', 'W2') if k in b.keep]))
+        if turn>2: self._state(b.start, turn-2).unlink(missing_ok=True)
+
+def _stacked_movements(groups): return np.concatenate([b.X for b in next(groups)])
 
 # %% ../nbs/05a_passes.ipynb #7e6a3f63
 class _StoredCodes(StoredFrames):
     "Codes in files"
     def fresh(self):
         "The same codes, with a state of their own"
-        s = self.source; run = _Codes(s.place, s.rows, s.starts, uuid.uuid4().hex)
+        run = _Codes(self.source.place, self.source.rows, uuid.uuid4().hex)
         return _StoredCodes(self.folder, run, self.n, self.p, self.counts)
 
     def every(self, step):
@@ -330,7 +345,7 @@ class _StoredCodes(StoredFrames):
 
     def close(self):
         "Remove the state; the codes too, unless these are `fresh`"
-        shutil.rmtree(Path(self.source.place)/self.source.run, ignore_errors=True)
+        shutil.rmtree(self.source.place/self.source.run, ignore_errors=True)
 
 def _every(b, step): return b.X[-b.start%step::step]
 def _stacked(a, b): return np.vstack([a, b])
@@ -353,8 +368,7 @@ def coded(self:StoredFrames,
 ):                         # As `StoredFrames`; `close` removes the files
     "Codes of all parts, side by side, in files"
     folder = self.folder; place = _scratch(folder)
-    try: folder.run(_write_codes, self.source, units, str(place))
+    starts = np.c_[[p.start for p in folder.parts], np.cumsum([0, *self.counts])[:-1]]     # in the folder, among faces
+    try: _save(place/'starts.npy', starts); folder.run(_write_codes, self.source, units, str(place))
     except BaseException: shutil.rmtree(place, ignore_errors=True); raise            # the disk is full, Ctrl-C, …
-    starts = dict(zip([p.start for p in folder.parts], np.cumsum([0, *self.counts])))
-    k = sum(len(D) for _,D,_ in units)
-    return _StoredCodes(folder, _Codes(str(place), self.source, starts), self.n, k, self.counts)
+    return _StoredCodes(folder, _Codes(place, self.source), self.n, sum(len(D) for _,D,_ in units), self.counts)

@@ -395,6 +395,7 @@ def score(self:PartFaceModel,
     kind:str='frobenius',     # Definition of variance explained
 )->float:                     # Percent
     "Variance of the part's movement explained by its own coding"
+    if isinstance(opened(X), TableFolder): raise ValueError('score takes a table or an array, not a folder')
     check_is_fitted(self, 'components_'); X = X if isinstance(self.part, str) else plain_input(X, self)
     M = _frames(X, self.n_features_in_); at = _columns(self.part, M)[0]
     V = as_matrix(self.transform(X, alpha), len(self.components_))
