@@ -316,7 +316,8 @@ class _Codes:
         for i in itertools.count():
             file = self.place/f'{part.start}-{i}.npy'
             if not file.is_file(): return
-            b = Block(np.load(file), self._kept(at, turn), at, partial(_stacked_movements, groups)); yield b; at += len(b)
+            b = Block(np.load(file), self._kept(at, turn), at, partial(_stacked_movements, groups))
+            yield b; at += len(b)
 
     def _state(self, start, turn): return self.place/self.run/f'{start}-{turn}.npy'
 
