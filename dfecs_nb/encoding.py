@@ -439,7 +439,7 @@ def _more_tags(self:UnitsMixin): return dict(allow_nan=_drops(self))            
 
 def _drops(model): return getattr(model, 'missing', None)=='drop'      # are lost frames welcome in `fit`?
 
-# %% ../nbs/05_encoding.ipynb #47ef93e8
+# %% ../nbs/05_encoding.ipynb #9aee4e90
 def _folder_problem(folder, components, alpha):
     "Units at the points that the source has, names of these columns, and the penalty, all checked"
     if set(folder.columns)!=set(COLUMNS): raise ValueError(
@@ -453,6 +453,7 @@ def _folder_score(folder, components, alpha, kind):
     D,read,alpha = _folder_problem(folder, components, alpha); kind = _kind(kind)
     return float(_percent(*(s[kind] for s in folder.fold(_score_sums, D, read, alpha)))[0])
 
+# %% ../nbs/05_encoding.ipynb #04ed30ff
 def _squares(M, file):
     "Squared norms; infinite values are refused as in memory"
     n2 = np.einsum('ij,ij->i', M, M); bad = int(np.isinf(M[np.isinf(n2)]).any(1).sum())
@@ -467,7 +468,16 @@ def _score_sums(part, D, read, alpha):
         out = out[0]+_left(rest[:, None], n2), out[1]+_left(n2[:, None], n2)
     return out
 
-# %% ../nbs/05_encoding.ipynb #9aee4e90
+# %% ../nbs/05_encoding.ipynb #b94bcaf7
+def _path_sums(part, D, l1, read, mean):
+    code,table,out = _Coder(D, l1),{},None
+    for M in part.blocks(read):
+        n2 = _squares(M, part.file); _,*rests = code(M-mean, np.zeros(len(M)), table, path=True)
+        now = *(_left(r, n2) for r in (n2[:, None], *rests)), int(np.isfinite(n2).sum()), int((n2==0).sum())
+        out = add_up(out, now) if out else now
+    return out
+
+# %% ../nbs/05_encoding.ipynb #47ef93e8
 @patch(cls_method=True)
 def of_folder(cls:LassoPath,
     folder:TableFolder,   # Keypoint motion
@@ -482,15 +492,7 @@ def of_folder(cls:LassoPath,
     self._total,self._rest,self._rest_l1,self.n,self.at_rest = sums
     return self
 
-def _path_sums(part, D, l1, read, mean):
-    code,table,out = _Coder(D, l1),{},None
-    for M in part.blocks(read):
-        n2 = _squares(M, part.file); _,*rests = code(M-mean, np.zeros(len(M)), table, path=True)
-        now = *(_left(r, n2) for r in (n2[:, None], *rests)), int(np.isfinite(n2).sum()), int((n2==0).sum())
-        out = add_up(out, now) if out else now
-    return out
-
-# %% ../nbs/05_encoding.ipynb #04ed30ff
+# %% ../nbs/05_encoding.ipynb #6091f14b
 def code_folder(
     folder:TableFolder,    # Keypoint motion
     components,            # Units `(k, 136)`
@@ -505,6 +507,7 @@ def code_folder(
     names = [f'AU{j+1}' for j in range(len(D))] if names is None else list(names)
     return folder.convert(_coding, names, out, D, alpha, read=read, progress=progress, stage='activations', alpha=alpha)
 
+# %% ../nbs/05_encoding.ipynb #934f0266
 def _coding(D, alpha):
     "A function for blocks; a thread remembers the sets of active units that it met, from part to part"
     units = D.shape, D.tobytes()

@@ -33,7 +33,7 @@ def save_tables(
         t.attrs = table.attrs; paths.append(save_table(t, Path(folder)/subject/f'{video}.parquet'))
     return paths
 
-# %% ../nbs/04c_folders.ipynb #c48c654e
+# %% ../nbs/04c_folders.ipynb #a35bdd15
 @lru_cache(128)                                                           # half a megabyte each
 def _footer(file, stamp):
     "The end of a file (reading it takes longer than a small part), and frame numbers that stand only there"
@@ -49,6 +49,7 @@ def _told(meta, key):
     if not isinstance(facts, dict): raise ValueError(f'its {key.decode()} are no dictionary')
     return facts
 
+# %% ../nbs/04c_folders.ipynb #6c21dcd6
 def _numbers(batch, columns, missing):
     "Matrix of a record batch, columns in the order asked for"
     out,at = np.empty((len(columns), batch.num_rows)),{c: i for i,c in enumerate(batch.schema.names)}
@@ -91,6 +92,7 @@ def batches(self:Part,
     except (pa.ArrowException, OSError) as e:
         raise ValueError(f'{self.file} is damaged: {str(e).splitlines()[0]}') from None
 
+# %% ../nbs/04c_folders.ipynb #39e26724
 def _all_named(batch, file):
     "Refuse rows without a name"
     gaps = [c for c,v in zip(batch.schema.names, batch.columns) if c in INDEX and v.null_count]
@@ -167,6 +169,14 @@ def _parts(files, groups, columns, missing, rows, block):
                 if m: yield Part(str(file), take, start, m, columns, missing, block, len(take)==len(sizes), first)
                 start,first,take,m = start+m,first+m,[],0
 
+# %% ../nbs/04c_folders.ipynb #21cefbeb
+def _names(t, file):
+    "Index columns of an Arrow table or batch: names as text, frames as whole numbers"
+    import pyarrow as pa
+    kind = lambda c: pa.int64() if c=='frame' else pa.string()
+    try: return [t.column(t.schema.names.index(c)).cast(kind(c)) for c in INDEX]
+    except pa.ArrowException: raise ValueError(f'{file}: frame must hold whole numbers') from None
+
 # %% ../nbs/04c_folders.ipynb #04d32a34
 @patch
 def table(self:Part,
@@ -180,13 +190,6 @@ def table(self:Part,
     t.attrs = dict(_meta(self.file)[0].attrs); t[[COLUMNS[i+j] for j in (0, 68) for i in self.missing]] = np.nan
     if self.missing: t.attrs['missing'] = self.missing
     return t
-
-def _names(t, file):
-    "Index columns of an Arrow table or batch: names as text, frames as whole numbers"
-    import pyarrow as pa
-    kind = lambda c: pa.int64() if c=='frame' else pa.string()
-    try: return [t.column(t.schema.names.index(c)).cast(kind(c)) for c in INDEX]
-    except pa.ArrowException: raise ValueError(f'{file}: frame must hold whole numbers') from None
 
 # %% ../nbs/04c_folders.ipynb #bf94b14d
 class TableFolder:
@@ -212,7 +215,7 @@ class TableFolder:
     def __repr__(self):
         return f'{len(self):,} frames in {len(self.files)} files, {len(self.parts)} parts ({self.path.name})'
 
-# %% ../nbs/04c_folders.ipynb #a35bdd15
+# %% ../nbs/04c_folders.ipynb #c48c654e
 @patch
 def with_client(self:TableFolder,
     client,                   # Dask client
@@ -228,6 +231,7 @@ def _sizes(rows, block, memory):
     if isinstance(memory, bool) or not isinstance(memory, (int, float, np.number)) or not memory>=0:
         raise ValueError(f'memory must be a number of bytes, 0 or more; got {memory!r}')
 
+# %% ../nbs/04c_folders.ipynb #3e07d5f4
 @patch(as_prop=True)
 def missing_points_(self:TableFolder):
     "Keypoints that the source does not have"
@@ -402,6 +406,7 @@ def _strange(file, stage):
     except ValueError: return False
     return 'made' not in a or stage not in (None, a.get('stage'))
 
+# %% ../nbs/04c_folders.ipynb #39e7067d
 def _print(*things):
     "Fingerprint of a calculation"
     h = hashlib.sha256()

@@ -235,6 +235,7 @@ def fingerprint(self:StoredFrames,
     "Tells whether two calculations have the same frames, in the same parts"
     return hashlib.sha256(''.join(self.folder.run(_digest, self.source)).encode()).hexdigest()
 
+# %% ../nbs/05a_passes.ipynb #67fde519
 def _digest(part, source):
     h = hashlib.sha256()
     for b in source.blocks(part): h.update(b.X.tobytes())
@@ -295,6 +296,7 @@ def _groups(blocks, least=2**15):
         if sum(map(len, group)) >= least: yield group; group = []
     if group: yield group
 
+# %% ../nbs/05a_passes.ipynb #6ddc257f
 def _save(path, a):
     "An array file, whole or not at all; not for keeping"
     tmp = path.with_name(f'{uuid.uuid4().hex}.tmp'); path.parent.mkdir(exist_ok=True)
@@ -330,6 +332,7 @@ class _Codes:
         _save(self._state(b.start, turn), np.array([b.keep[k] for k in ('W', 'W2') if k in b.keep]))
         if turn>2: self._state(b.start, turn-2).unlink(missing_ok=True)
 
+# %% ../nbs/05a_passes.ipynb #f526acb5
 def _stacked_movements(groups): return np.concatenate([b.X for b in next(groups)])
 
 # %% ../nbs/05a_passes.ipynb #7e6a3f63

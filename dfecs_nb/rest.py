@@ -83,10 +83,11 @@ def _lines(B, w, half):
 # %% ../nbs/12d_rest.ipynb #352a25f8
 def _at_rest(r, seen, sure):
     "Weights of nodes from their distance to the line"
-    if not sure: return np.where(r<=0, 1, .02)
+    tiny = 1e-9*np.ptp(r, axis=1, keepdims=True)                          # below this it is rounding
+    if not sure: return np.where(r<=tiny, 1, .02)
     w = np.empty(r.shape)
     for i,v in enumerate(r):
-        u = v[seen[i]]; above, below = u[u>0], -u[u<0]
+        u = v[seen[i]]; above, below = u[u>tiny[i]], -u[u<-tiny[i]]
         sd = 1.4826*min(np.median(above), np.median(below)) if len(above) and len(below) else 0.
         w[i] = np.abs(v) <= 2.25*sd + .02*np.ptp(u)
     return np.maximum(w, .003)
@@ -137,5 +138,6 @@ def level_noise(
     "Standard deviation of the noise that is left at each level"
     N = sd[:, None]*(1+(2*np.sqrt(np.pi)*sds/reach[:, None])**2)**-.25
     if known: return N
-    low = np.array([[np.median(-y[y<0]) if (y<0).any() else 0. for y in rows] for rows in L])
+    tiny = 1e-9*np.nanmax(np.abs(L), axis=(1, 2), initial=0)              # zero but for rounding
+    low = np.array([[np.median(-y[y<-e]) if (y<-e).any() else 0. for y in rows] for rows,e in zip(L, tiny)])
     return np.maximum(N, .8*1.4826*low)

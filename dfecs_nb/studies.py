@@ -118,27 +118,6 @@ def _of(neutral, names):
     if lacking: raise ValueError(f'no neutral face is given for subject {", ".join(lacking)}')
     return neutral[whose.isin(names)]
 
-# %% ../nbs/13c_studies.ipynb #a4b05ad2
-def study_motion(
-    folder,                # Keypoints in pixels or on the standard face: a folder of `track_all`, or a `TableFolder`
-    out,                   # Folder for the motion: a new one, or that of the same study
-    neutral='auto',        # 'auto', 'first', 'lowest_activity', 'ckplus', 'disfa', a frame number, or a table of faces
-    by:str=None,           # One neutral face for each 'subject' or 'video'; None: 'video' for 'ckplus', else 'subject'
-    missing:str='mask',    # Points that the source lacks: 'mask' or 'zero', as in `keypoint_motion`
-    weights='default',     # Of the frontalization, as in `Standardizer`
-    client=None,           # Dask client, whose workers do the people
-    n_jobs:int=None,       # People at the same time, in threads; None: as many as the folder says
-    progress:bool=False,   # Show a progress bar?
-)->TableFolder:            # Keypoint motion: files of the same names
-    "Keypoint motion of everybody in a folder of keypoints"
-    folder = _folder(folder, client, n_jobs); weights = _weights(folder, weights); how = _how(neutral, by, missing)
-    jobs,base,out = _jobs(folder),folder.path if folder.path.is_dir() else folder.path.parent,Path(out).absolute()
-    _free(out, folder.path.absolute(), [Path(f).relative_to(base) for j in jobs for f in j.files])
-    mark = _print(by, missing, weights, *(_values(neutral) if isinstance(neutral, pd.DataFrame) else [neutral]))
-    said = folder.run(_motion, str(out), str(base), mark, Standardizer(weights), how, parts=jobs, progress=progress)
-    _tell(jobs, said)
-    return TableFolder(out, folder.client, folder.n_jobs, folder.rows, folder.block, folder.scratch, folder.memory)
-
 # %% ../nbs/13c_studies.ipynb #9f3347c4
 def _folder(folder, client, n_jobs):
     "The folder, checked"
@@ -182,6 +161,27 @@ def _tell(jobs, said):
     if failed: warnings.warn(f'{len(failed)} of {len(jobs)} people have no keypoint motion: {_few(failed)}',
                              stacklevel=3)
     if notes: warnings.warn(_few(notes), stacklevel=3)
+
+# %% ../nbs/13c_studies.ipynb #a4b05ad2
+def study_motion(
+    folder,                # Keypoints in pixels or on the standard face: a folder of `track_all`, or a `TableFolder`
+    out,                   # Folder for the motion: a new one, or that of the same study
+    neutral='auto',        # 'auto', 'first', 'lowest_activity', 'ckplus', 'disfa', a frame number, or a table of faces
+    by:str=None,           # One neutral face for each 'subject' or 'video'; None: 'video' for 'ckplus', else 'subject'
+    missing:str='mask',    # Points that the source lacks: 'mask' or 'zero', as in `keypoint_motion`
+    weights='default',     # Of the frontalization, as in `Standardizer`
+    client=None,           # Dask client, whose workers do the people
+    n_jobs:int=None,       # People at the same time, in threads; None: as many as the folder says
+    progress:bool=False,   # Show a progress bar?
+)->TableFolder:            # Keypoint motion: files of the same names
+    "Keypoint motion of everybody in a folder of keypoints"
+    folder = _folder(folder, client, n_jobs); weights = _weights(folder, weights); how = _how(neutral, by, missing)
+    jobs,base,out = _jobs(folder),folder.path if folder.path.is_dir() else folder.path.parent,Path(out).absolute()
+    _free(out, folder.path.absolute(), [Path(f).relative_to(base) for j in jobs for f in j.files])
+    mark = _print(by, missing, weights, *(_values(neutral) if isinstance(neutral, pd.DataFrame) else [neutral]))
+    said = folder.run(_motion, str(out), str(base), mark, Standardizer(weights), how, parts=jobs, progress=progress)
+    _tell(jobs, said)
+    return TableFolder(out, folder.client, folder.n_jobs, folder.rows, folder.block, folder.scratch, folder.memory)
 
 # %% ../nbs/13c_studies.ipynb #25919304
 def _few(texts): return '; '.join(texts[:9]) + f'; and {len(texts)-9} more'*(len(texts)>9)
