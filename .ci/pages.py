@@ -27,6 +27,9 @@ SHELL = """<!DOCTYPE html>
 MATH = """<script>MathJax = {tex: {inlineMath: [['$', '$']]}}</script>
 <script src="https://cdn.jsdelivr.net/npm/mathjax@3/es5/tex-chtml.js" async></script>"""
 
+CHECKS = re.compile(r'\b(test_\w+|expect_fail|assert\w*)\b')
+IMAGE = 'alt="No description has been provided for this image"'
+
 def overfull(nb):
     "What stands in the title cell beside title, subtitle and options: nbdev drops it without a word"
     first = next((c.source for c in nb.cells if c.cell_type == 'markdown' and re.match(r'#\s', c.source)), '')
@@ -43,6 +46,7 @@ def plain(cell):
     outputs = [] if directives.get('output') == 'false' else cell.get('outputs', [])
     hidden = {'transient': {'remove_source': True}} if directives.get('echo') == 'false' else {}
     if directives.get('code-fold') == 'true': hidden['fold'] = directives.get('code-summary', 'Code').strip('"')
+    elif not outputs and CHECKS.search(source): hidden['fold'] = 'Checks'
     source = re.sub(r'(?m)^#\|.*\n?', '', source)
     return dict(cell_type='code', metadata=hidden, execution_count=None, outputs=outputs, source=source)
 
@@ -60,7 +64,8 @@ def page(path, dest, links):
         FilterDefaults()(nb)
         front = getattr(nb, 'frontmatter_', None) or {}
         if 'title' not in front: return f'{path}: no title; begin with the cell `# Title`, empty line, `> subtitle`', {}
-        cells = [plain(c) for c in nb.cells if c.source and not re.fullmatch(r'---\n[\w-]+:.*\n---', c.source.strip())]
+        cells = [plain(c) for c in nb.cells if c.source and not re.fullmatch(r'---\n[\w-]+:.*\n---', c.source.strip())
+                 and not re.search(r'^show_doc\((\w+\.)*_', c.source, flags=re.M)]
         doc = nbformat.from_dict(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=4))
         doc = nbformat.v4.rwbase.rejoin_lines(doc)
         nbformat.validate(doc)
@@ -68,9 +73,11 @@ def page(path, dest, links):
         exporter.raw_template = CELLS
         body, _ = exporter.from_notebook_node(doc)
         up = '../'*(len(path.parts)-1)
-        body = relink(body, up)
+        body = origin(path) + relink(body, up)
         words = ''.join(c['source'] for c in cells if c['cell_type'] == 'markdown')
         math = MATH if re.search(r'\$[^$\n]+\$', words) else ''
+        if raw := re.search(r'>([^<]*)</code></a>\]\(', body):
+            return f'{path}: nbdev links `{raw[1]}` by itself; take the Markdown link away from around it', {}
         here = page_of(path).as_posix()
         text = SHELL.format(title=html.escape(front['title']), up=up, math=math, body=body,
                             side=menu(links, up, here), steps=steps(links, up, here))
@@ -82,6 +89,13 @@ def page(path, dest, links):
     except Exception as e:
         where = '' if e.__cause__ else '\n' + ''.join(traceback.format_exc().splitlines(True)[-12:])
         return f'{path}: {type(e).__name__}: {e}{where}', {}
+
+def origin(path):
+    "Where the page comes from: its notebook, and the line that imports what it defines"
+    book = f'<a href="{URLS["Repository"]}/blob/main/nbs/{path.as_posix()}">notebook</a>'
+    exports = re.search(r'#\|\s*default_exp\s+(\w+)', (ROOT/'nbs'/path).read_text(encoding='utf-8'))
+    line = f' · <code>from dfecs_nb.{exports[1]} import *</code>' if exports else ''
+    return f'<p class="origin">{book}{line}</p>'
 
 def menu(links, up, here):
     "The pages by section; the section of the page `here` is open"
@@ -125,7 +139,18 @@ def relink(body, up):
         if re.match(r'[a-z]+:|//', m[1]): return m[0]
         return f'href="{page_of(Path(m[1])).as_posix()}{m[2] or ""}"'
     body = re.sub(r'<(h[1-6])[^>]*>(.*?)<a class="anchor-link".*?</a></\1>', heading, body, flags=re.S)
+    body = described(body.replace('__main__.', ''))
     return re.sub(r'href="([^"#]+\.ipynb)(#[^"]*)?"', link, body)
+
+def described(body):
+    "Figures are described by the heading above them"
+    above = ''
+    def name(m):
+        nonlocal above
+        if not m[1]: return f'alt="Figure: {html.escape(above)}"'
+        above = html.unescape(re.sub(r'<[^>]+>', '', m[1]))
+        return m[0]
+    return re.sub(rf'<h[1-6][^>]*>(.*?)</h[1-6]>|{IMAGE}', name, body, flags=re.S)
 
 def dead_links(dest):
     "Links of the pages in `dest` that lead nowhere: to a page, a place on a page, a file, or a file of the repository"

@@ -30,12 +30,13 @@ def _axes(M):
     R = np.linalg.qr(M, mode='r') if len(M)>M.shape[1] else M            # the same axes, from a small matrix
     _,s,Vt = np.linalg.svd(R, full_matrices=False)
     r = int((s>s[0]*max(M.shape)*np.finfo(float).eps).sum())
-    Vt = Vt[:r]*np.sign(Vt[np.arange(r), np.abs(Vt[:r]).argmax(1)])[:, None]
+    far = np.abs(Vt[:r]); first = (far>=(1-1e-6)*far.max(1, keepdims=True)).argmax(1)
+    Vt = Vt[:r]*np.sign(Vt[np.arange(r), first])[:, None]
     return s[:r], Vt
 
 # %% ../nbs/09_baselines.ipynb #2560f896
 def _n_axes(n_components, variance, curve):
-    "Number of axes to keep: asked for, or the fewest that explain `variance` per cent"
+    "Number of axes to keep: asked for, or the fewest that explain `variance` percent"
     if n_components is None:
         if not 0<variance<=100: raise ValueError(f'variance is in percent, above 0 and at most 100; got {variance!r}')
         if variance<=1: warnings.warn(f'variance is in percent: {variance:g} asks for {variance:g} % '
@@ -60,7 +61,7 @@ class PCAUnits(UnitsMixin, BaseEstimator):
     "Principal components as units: `[U, −U]`, coded non-negatively (paper Sec. 3.2), or signed"
     def __init__(self,
         n_components:int=None,  # Number of axes; None takes the fewest that reach `variance`
-        variance:float=95.,     # Variance explained (frobenius) to reach on the training rows, per cent
+        variance:float=95.,     # Variance explained (frobenius) to reach on the training rows, percent
         signed:bool=False,      # True: n units that move both ways; False: 2n units of one direction
         center:bool=False,      # Subtract the mean motion first, as the predecessor paper did
     ): self.n_components,self.variance,self.signed,self.center = n_components,variance,signed,center

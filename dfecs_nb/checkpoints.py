@@ -9,6 +9,7 @@ __all__ = ['read_from', 'fingerprint']
 
 # %% ../nbs/01ba_checkpoints.ipynb #e935dda4
 import contextlib, hashlib, io, itertools, json, os, types, warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ def _segment(pairs, follow, segment, recent, tell):
 def read_from(
     source,                # Video, image or folder of images
     first:int=0,           # Number of the first frame wanted, from 0
-):                         # Iterator over (seconds or None, RGB picture)
+)->Iterator:               # Iterator over (seconds or None, RGB picture)
     "Frames from the middle on: exactly those that a reading from the start gives"
     path = Path(source); read_frames(path)                       # says what is wrong with it
     if path.is_dir():

@@ -76,10 +76,6 @@ def _into(out):
                                                                   'folder: -o results/')
     return _folder(out)
 
-def _sampled(folder, n):
-    "At most `n` frames with a face from a folder, drawn part by part"
-    return sample_frames(stack(sample_frames(p.table(), -(-2*n*p.n//len(folder))) for p in folder.parts), n)
-
 # %% ../nbs/14_cli.ipynb #8fd87e04
 def _track(o):
     if Path(o.out).suffix not in ('.parquet', '.csv'): return _track_all(o)
@@ -121,7 +117,17 @@ def _to_learn(tables, n):
     "A sample of `n` frames, or all of them (a single folder as it is)"
     if n=='all' and len(tables)==1: return tables[0]
     if n=='all': return stack(t for X in tables for t in _pieces(X))
-    return sample_frames(stack(_sampled(X, n) if isinstance(X, TableFolder) else X for X in tables), n)
+    if not any(isinstance(X, TableFolder) for X in tables): return sample_frames(stack(tables), n)
+    if len(tables)==1: return tables[0].sample(n)
+    sizes = [_faces(X) for X in tables]; n = min(n, sum(sizes))                # as if they were drawn from one table
+    shares = np.random.default_rng(17).multivariate_hypergeometric(sizes, n)
+    return stack(_drawn(X, int(k)) for X,k in zip(tables, shares) if k)
+
+def _faces(X):
+    "Number of frames with a face"
+    return int(X._seen_runs(False).n.sum()) if isinstance(X, TableFolder) else len(sample_frames(X, len(X)))
+
+def _drawn(X, n): return X.sample(n) if isinstance(X, TableFolder) else sample_frames(X, n)
 
 def _pieces(X): return [p.table() for p in X.parts] if isinstance(X, TableFolder) else [X]
 
@@ -201,7 +207,7 @@ def _evaluate(o):
     from dfecs_nb.evaluation import _named, unit_report, ve_curves
     out,mask = _folder(o.out),_points(o.mask)
     models,tests,reports = _by_name(o.models, _load_units),_by_name(o.data, _with_faces),{}
-    few = {t: _sampled(X, 10_100) if isinstance(X, TableFolder) else X for t,X in tests.items()}
+    few = {t: X.sample() if isinstance(X, TableFolder) else X for t,X in tests.items()}
     for m,t in [(m, t) for m in models for t in tests]:
         with _named(m, t): reports[m, t] = unit_report(models[m], few[t], o.alpha, mask)
     if o.facs: models['FACS (geometric)'] = FACSUnits().fit()
@@ -335,7 +341,7 @@ _COMMANDS = dict(
 
 # %% ../nbs/14_cli.ipynb #2304c255
 def make_parser(
-)->argparse.ArgumentParser:
+)->argparse.ArgumentParser:      # A subcommand for each step
     "The parser of the `dfecs` command"
     p = argparse.ArgumentParser('dfecs', description='Facial Action Units learned from keypoint motion.')
     p.add_argument('--version', action='version', version=f'dfecs_nb {__version__}')

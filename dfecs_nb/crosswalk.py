@@ -74,11 +74,11 @@ def _presence(labels, names, threshold):
                                       and np.isfinite(threshold)):
         raise ValueError(f'threshold must be a label from which an AU is there, or None; got {threshold!r}')
     L = labels[names].astype(float)
-    wrong = ((L<0) | (L>5)).any()
+    wrong = ((L<-1e-9) | (L>5+1e-9)).any()
     if wrong.any(): raise ValueError('labels must be intensities 0 to 5, presence 0 or 1, or probabilities; '
         f'{(c := wrong.idxmax())} holds {L[c].min():g} to {L[c].max():g}: rescale it, and write unknown as NaN')
-    at = threshold if threshold is not None else 1. if (L>1).any(axis=None) else .5
-    P = (L>=at).astype(float).where(L.notna())
+    at = threshold if threshold is not None else 1. if (L>1+1e-9).any(axis=None) else .5
+    P = (L>=at-1e-9).astype(float).where(L.notna())
     for c in names if threshold is None else []:
         if c.endswith('_r') and c[:-2]+'_c' in labels: P[c] = labels[c[:-2]+'_c'].astype(float)
     odd = (P.notna() & (P!=0) & (P!=1)).any()
@@ -193,7 +193,7 @@ def best_pairs(
     by:str='pearson',      # 'pearson', 'spearman', 'pearson_within', 'spearman_within', 'auc' or 'beta'
 )->pd.DataFrame:           # Columns au, unit, the value, best_unit, best_au, matched; pairs that are one of the three
     "The best unit for each AU, the best AU for each unit, and the one-to-one match"
-    S = _square(found, by); G = (S-_CHANCE[by]).clip(lower=0).fillna(0).to_numpy()
+    S = _square(found, by); G = (S-_CHANCE[by]).clip(lower=0).fillna(0).to_numpy().round(9)
     matched = np.zeros(G.shape, bool); matched[linear_sum_assignment(-G)] = True
     flags = dict(best_unit=G==G.max(0), best_au=G==G.max(1, keepdims=True), matched=matched)
     i,j = np.nonzero((G>0) & np.any(list(flags.values()), axis=0)); order = np.lexsort((-G[i, j], j))
@@ -218,7 +218,7 @@ def plot_crosswalk(
     by:str='pearson',      # What to show: 'pearson', 'spearman', 'pearson_within', 'spearman_within', 'auc' or 'beta'
     ax=None,               # Matplotlib axes; None makes a figure
     title:str=None,        # Above the figure
-):                         # The axes
+)->object:                 # The axes
     "Heat map of learned units beside FACS AUs; frames mark the one-to-one match"
     import matplotlib.pyplot as plt
     T,mate = _ordered(_square(found, by), best_pairs(found, by)); low,high = (0, 1) if by=='auc' else (-1, 1)

@@ -153,7 +153,7 @@ def load_sample(
     name:str,             # A name of `samples()`; its ending may be left out where the rest is clear
     labels:bool=False,    # Of a landmark set: also give its labels (expression, or FACS AU scores)?
     folder=None,          # Folder for downloads; None: the user's cache folder
-):                        # Video, image: path. Landmarks: table, or (table, labels). Model: {name: array}
+)->Path|pd.DataFrame|tuple|dict: # Video, image: path. Landmarks: table, or (table, labels). Model: {name: array}
     "A sample, opened"
     name = _sample_name(name); kind, source, *_ = _SAMPLES[name]; path = sample_file(name, folder)
     if labels and kind!='landmarks': raise ValueError(f'{name} has no labels: only landmark sets do')

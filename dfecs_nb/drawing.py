@@ -186,7 +186,7 @@ def plot_unit(
     unit=None,               # Row (from 0) or name ('AU3'), or a mixture {unit: amount}; None where there is one unit
     artefacts=None,          # Keypoints drawn blue: a list, or the table of `check_units`
     ax=None,                 # Matplotlib axes; None makes a figure
-):                           # The axes
+)->object:                   # The axes
     "Neutral points (red), moved points (green), arrows (black) and artefacts (blue) of one unit"
     import matplotlib.pyplot as plt
     image,face = as_face(face); d = _one(unit_motion(model, face, strength, unit))
@@ -225,7 +225,7 @@ def plot_units(
     titles:list=None,        # A title for each drawn unit; None takes the model's names, or AU1, AU2 …
     size:float=2.,           # Inches of a panel
     ax=None,                 # Axes that hold the grid, or several axes, one a unit; None makes a figure
-):                           # The matplotlib figure
+)->object:                   # The matplotlib figure
     "Grid of units: neutral points red, moved points green, arrows black, artefacts blue"
     names, U = _units(model, units); face = as_face(face); blue = _marked(artefacts, names)
     strength = _finite(strength)

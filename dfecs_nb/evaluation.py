@@ -28,13 +28,20 @@ _all_ = ['variance_explained', 'crosswalk', 'MASKS', 'match_units', 'plot_matche
 # %% ../nbs/10_evaluation.ipynb #17bbd603
 def _prepared(units, X, mask, level=4):
     "Function that follows the paths, reading them at given sums; largest k; number of points"
-    names,C,mean,signed = _unit_set(units); only_kpm(X); M = _movements(X, C.shape[1])
+    _no_model(X, 'X'); names,C,mean,signed = _unit_set(units); only_kpm(X); M = _movements(X, C.shape[1])
     keep = _kept(C.shape[1], mask, X, units); _same_source(units, X, level); _,C = _unit_length(names, C, keep, level)
     mean = mean[keep] if np.ndim(mean) else 0.; most = len(C)//(2 if signed else 1),int(keep.sum()//2)
     if isinstance(X, TableFolder):
         return partial(LassoPath.of_folder, X, C, [c for c,k in zip(COLUMNS, keep) if k], mean=mean), *most
     M = M if keep.all() else np.ascontiguousarray(M[:, keep])
     return partial(LassoPath, M-mean if np.ndim(mean) else M, C, norm2=np.einsum('ij,ij->i', M, M)), *most
+
+# %% ../nbs/10_evaluation.ipynb #289d7181
+def _no_model(X, name):
+    "An error if a model stands where keypoint motion should"
+    if hasattr(X, 'components_') or hasattr(X, 'fit'): raise ValueError(
+        f'{name} must be keypoint motion, a table or array `(n, 136)`; found a model, {type(X).__name__}. '
+        'Units come first, movements second')
 
 # %% ../nbs/10_evaluation.ipynb #d8fc614d
 def _movements(X, width):
@@ -86,7 +93,7 @@ def ve_curve(
     kind:str='frobenius',    # Definition of variance explained: 'frobenius', 'sample_mean' or 'norm_ratio'
     mask=None,               # Keypoints to leave out, e.g. `MASKS['bp4d']`; None uses all that both sides have
     client=None,             # Dask client, whose workers read the parts of a folder
-)->pd.DataFrame:             # Columns `k` or `l1`, `kind`, and `ve` in per cent
+)->pd.DataFrame:             # Columns `k` or `l1`, `kind`, and `ve` in percent
     "Variance explained by few units, or by small activations (paper Figs. 5 and 7, supplement Fig. 2)"
     follow,most,points = _prepared(units, opened(X, client), mask); at = _places(by, at, most)
     path = follow(l1=at if by=='l1' else ()); out = _read_curve(path, by, at, kind)
@@ -106,7 +113,7 @@ def plot_ve(
     ax=None,                     # Matplotlib axes; None makes a figure
     title:str=None,              # Above the figure
     log:bool=None,               # Logarithmic axis? None: for numbers of units only
-):                               # The axes
+)->object:                       # The axes
     "Variance explained against the number of units, logarithmic, or against the sum of activations (paper Figs. 5, 7)"
     import matplotlib.pyplot as plt
     curves = {'': curves} if isinstance(curves, pd.DataFrame) else dict(curves)
@@ -209,6 +216,7 @@ def _masks(models, tests, mask):
     "{test: keypoints to leave out}: those asked for, and those that any model lacks"
     for what,d in (('models', models), ('tests', tests)):
         if not isinstance(d, dict): raise ValueError(f'{what} must be {{name: …}}; got {type(d).__name__}')
+    for t,X in tests.items(): _no_model(X, f'test set {t}')
     if not models or not tests: raise ValueError('at least one model and one test set are needed; '
                                                  f'found {len(models)} and {len(tests)}')
     masks = mask if isinstance(mask, dict) else dict.fromkeys(tests, mask); odd = set(masks)-set(tests)
@@ -225,7 +233,7 @@ def plot_tests(
     published:pd.DataFrame=None, # Rows of `published()`; None draws none
     log:bool=None,               # Logarithmic axis? None: for numbers of units only; the paper's are all
     size:tuple=(3.6, 3.1),       # Width and height of a panel, inches
-):                               # The figure
+)->object:                       # The figure
     "Models on each test set: variance explained by number of units, or by sum of activations"
     import matplotlib.pyplot as plt
     by,kind = (_only(table, c, v) for c,v in (('by', by), ('kind', kind))); tests = table.test.unique()

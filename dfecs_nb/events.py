@@ -42,6 +42,7 @@ def _levels(Y, fps, level, drift, noise):
     b = _rest(Y, fps, level, drift); R = Y-b; runs = _runs(np.isfinite(Y[0])); sds = rest.LEVELS*fps
     L = np.full((len(Y), len(sds), Y.shape[1]), np.nan)
     for a,z in runs: L[:, :, a:z] = rest.smooth_levels(R[:, a:z], sds)
+    grain = 1e-9*np.nanmax(np.abs(L), axis=(1, 2), keepdims=True, initial=0)+1e-300; L = np.round(L/grain)*grain
     sd, reach = np.array([rest.noise_level(y, fps) if noise is None else (noise, 1) for y in Y], dtype=float).T
     tiny = 1e-3*_span(R)+1e-9*_span(Y)+1e-12*np.nanmax(np.abs(Y), axis=1)+1e-300             # rounding, and a floor
     return L, np.maximum(rest.level_noise(L, sd, reach, sds, noise is not None), tiny[:, None]), b, runs
@@ -78,6 +79,16 @@ def _check_options(k, sign, baseline, noise, edge, **durations):
     need(_number(durations['drift']) and durations['drift']>0, 'drift', 'a number above 0', durations['drift'])
     for name,v in durations.items(): need(_number(v) and v>=0, name, 'a number, not negative', v)
 
+# %% ../nbs/12e_events.ipynb #d206ff30
+def _checked(X, fps):
+    "Signals as a matrix"
+    X = np.asarray(X, float)
+    if X.ndim!=2: raise ValueError(f'X must be signals (n, n_signals); found shape {X.shape}. Give one signal as '
+                                   'x[:, None], tables to events')
+    if not (_number(fps) and fps>0): raise ValueError(f'fps must be a number above 0; got {fps!r}')
+    if np.isinf(X).any(): raise ValueError('X holds infinite values: make them NaN, as frames without a face')
+    return X, round(float(fps), 9)
+
 # %% ../nbs/12e_events.ipynb #a76df5d2
 def find_events(
     X:np.ndarray,               # Signals, `(n, n_signals)`, NaN where nothing was seen
@@ -91,10 +102,10 @@ def find_events(
     shortest:float=.1,          # What is shorter, seconds, is a glitch
     max_gap:float=.2,           # Gaps up to this, seconds, are bridged
     edge:float=.1,              # Share of the amplitude at which an event starts and ends
-)->pd.DataFrame:                # A row an event: signal (column), start, apex, end, seconds, amplitude, half, …
+)->pd.DataFrame:                # A row an event: signal (column), start, apex, end, seconds, amplitude, half (s), …
     "Events of the signals of one recording, in seconds from its first row"
     how = dict(drift=drift, min_height=min_height, shortest=shortest, max_gap=max_gap)
-    _check_options(k, sign, baseline, noise, edge, **how)
+    X,fps = _checked(X, fps); _check_options(k, sign, baseline, noise, edge, **how)
     B = np.stack([bridge(x, max_gap*fps) for x in X.T]); found = [np.empty((0, 10))]
     for s in {'positive': [1], 'negative': [-1], 'both': [1, -1]}[sign]:
         level = baseline if isinstance(baseline, str) else s*baseline
@@ -149,9 +160,9 @@ def events(
     fps=None,                # Frames a second, or {video: fps}; None: each table's own, else 30
     axis:int=0,              # 0: rows are frames; 1: columns are frames
     progress:bool=False,     # Show a progress bar?
-    **options,               # As in `find_events`: k, sign, baseline, drift, noise, min_height, shortest, max_gap, edge
+    **options,               # As in `find_events`: k, sign, baseline, drift, noise, min_height, shortest, …
 )->pd.DataFrame:             # A row an event: subject, video, signal, start, apex, end, seconds, amplitude, scale, …
-    "All events of all signals, videos and people in one tidy table; glitches are left out"
+    "All events of all signals, videos and people in one tidy table, without glitches; options as in `find_events`"
     scale_seconds(scales); todo = recordings(activations, fps, axis, progress)
     return pd.concat([_of_recording(r, scales, options) for r in todo], ignore_index=True)
 
@@ -171,8 +182,8 @@ def plot_found(
     fps:float=None,      # Frames a second; None: the table's own, else 30
     ax=None,             # Matplotlib axes; None makes a figure
     **options,           # As in `find_events`
-):                       # The axes
-    "One curve, its events (shaded, apex dotted) and the level each rises from"
+)->object:               # The axes
+    "One curve, its events (shaded, apex dotted), the level each rises from; options as in `find_events`"
     import matplotlib.pyplot as plt
     r, E = one_signal(signal, fps), events(signal, fps=fps, **options)
     x = r.values[:, 0]; time = r.start+np.arange(len(x))/r.fps
@@ -190,7 +201,7 @@ def plot_events(
     table:pd.DataFrame,   # From `events`, of one video
     signals=None,         # Names of the signals to show, top to bottom; None: those with events, as they come
     ax=None,              # Matplotlib axes; None makes a figure
-):                        # The axes
+)->object:                # The axes
     "Events over the video: a line a signal, bars from start to end, darker when stronger, dots at the apex"
     import matplotlib.pyplot as plt
     if not {'subject', 'video', 'signal', 'start', 'apex', 'end', 'amplitude'}<=set(table):
@@ -199,6 +210,7 @@ def plot_events(
     if many>1: raise ValueError(f'plot_events draws one video; found {many}; select the rows of one')
     names = list(table.signal.unique() if signals is None else signals); rows = max(len(names), 1)
     if ax is None: ax = plt.figure(figsize=(7, .8+.35*max(rows, 2)), layout='constrained').add_subplot()
+    ax.use_sticky_edges = False                                           # a margin beside the first and last event
     for i,name in enumerate(names): _draw_events(ax, table[table.signal==name], -i, table.amplitude.abs().max())
     ax.set_yticks(-np.arange(len(names)), [str(n) for n in names]); ax.set(xlabel='time (s)', ylim=(.6-rows, .6))
     for side in ('top', 'right', 'left'): ax.spines[side].set_visible(False)
@@ -228,7 +240,7 @@ def event_statistics(
         max=[np.max(v) for v in some], rate=60*count/seconds, n_valid=n, n_removed=np.asarray(removed)))
     return out.astype({'frequency': 'int64'}) if known.all() else out
 
-# %% ../nbs/12e_events.ipynb #2e9f0c00
+# %% ../nbs/12e_events.ipynb #cee7929d
 def magnitudes(
     X:np.ndarray,            # Signals of one recording, `(n, n_signals)`
     fps:float,               # Frames a second
@@ -237,7 +249,7 @@ def magnitudes(
     method:str='bitbox',     # 'bitbox': peaks of `peak_values`; 'events': events of `find_events`
     **options,               # For 'events', as in `find_events`
 )->tuple:                    # For each signal, for each row: sizes (None: too short); the number of glitches
-    "Sizes of movements by either method, by signal and time scale"
+    "Sizes of movements by either method, by signal and time scale; options for 'events' as in `find_events`"
     if method not in ('bitbox', 'events'): raise ValueError(f"method must be 'bitbox' or 'events'; got {method!r}")
     if method=='events': return _event_sizes(X, fps, seconds, aggregate, options)
     if options: raise ValueError(f"{', '.join(options)} can be set for method='events' only")

@@ -77,7 +77,7 @@ def expressivity(
     method:str='bitbox',    # 'bitbox': peaks as the Bitbox toolbox counts them; 'events': what stands out from noise
     **options,              # For 'events', as in `find_events`: k, sign, baseline, drift, noise, min_height …
 )->list:                    # A DataFrame for each signal: scale, frequency, density, mean, std, min, max; a row a scale
-    "Number and size of the movements of each signal, at each time scale"
+    "Number and size of each signal's movements, by time scale; options for 'events' as in `find_events`"
     A = as_signals(activations, axis); seconds, merged, names = _plan(scales, aggregate); todo = recordings(A, fps)
     some = [_pooled(todo, j, name, seconds) for j,name in enumerate(A.columns)]
     found = [magnitudes(r.values, r.fps, seconds, merged, method, **options) for r in todo]
@@ -97,7 +97,7 @@ def expressivity_table(
     client=None,            # Dask client, whose workers read the parts of a folder
     **options,              # For 'events', as in `find_events`
 )->pd.DataFrame:            # Index (subject, video, signal, scale); columns of `expressivity`, `n_valid`, `fps`
-    "Expressivity of many people and videos in one tidy table"
+    "Expressivity of many people and videos in one tidy table; options for 'events' as in `find_events`"
     seconds, merged, names = _plan(scales, aggregate); texts = [text_label(s) for s in names]
     how = texts, seconds, merged, method, options; A = opened(activations, client)
     if isinstance(A, TableFolder):
@@ -123,7 +123,7 @@ def plot_expressivity(
     value:str='density',   # Which of its columns
     by:str='signal',       # One color for each signal, subject or video; the mean over the other levels is shown
     ax=None,               # Matplotlib axes; None makes a figure
-):                         # The axes
+)->object:                 # The axes
     "Expressivity by time scale, as bars"
     import matplotlib.pyplot as plt
     if value not in table or by not in ('signal', 'subject', 'video'):

@@ -24,7 +24,7 @@ from .files import load_archive, save_archive
 from .folders import TableFolder, opened
 from .encoding import UnitsMixin, encode, plain_input
 from .passes import Frames, squares, stored_frames
-from .pfm import PUBLISHED, PartFaceModel, _as_frames, _columns, _number, _whole, training_frames
+from .pfm import PUBLISHED, PartFaceModel, _as_frames, _columns, _number, _percent, _whole, training_frames
 from .hfm import HierarchicalFaceModel
 
 # %% ../nbs/08_ffm.ipynb #0856ab1f
@@ -56,7 +56,7 @@ def _second(hfm, variance, random_state, n_jobs):
 # %% ../nbs/08_ffm.ipynb #f3bb2052
 def _prepared(self, X):
     "Checked settings: unfitted parts, and the frames to learn from"
-    _number('variance', self.variance, 100); _whole('n_jobs', self.n_jobs)
+    _number('variance', self.variance, 100); _whole('n_jobs', self.n_jobs); _percent(self.variance, X, None)
     parts = _parts(self.pfm, self.variance, self.random_state); _second(self.hfm, self.variance, self.random_state, 1)
     if isinstance(X, TableFolder): return parts, stored_frames(X, self.missing)
     return parts, Frames(training_frames(X, self.missing, plain_input(X).shape[1] if _plain(parts) else 136))
@@ -171,7 +171,7 @@ class FullFaceModel(UnitsMixin, BaseEstimator):
         y=None,               # Ignored
         known=None,           # `history_` of an earlier search of the same frames; its cells are not fitted again
         client=None,          # Dask client, whose workers read the parts of a folder
-    ):                        # The fitted model
+    )->'FullFaceModel':       # The fitted model
         "Learn the Action Units"
         X = opened(X, client); parts,F = _prepared(self, X)
         parts,stopped = _fit_parts(parts, F, self.n_jobs, self.progress, known)
@@ -300,10 +300,11 @@ def sample_units(
     return FullFaceModel.load(data_file('sample_units.npz'))
 
 def learn_sample_units(
-    n_subjects:int=27, n_frames:int=1200, # Simulated people, and frames of each
-    n_train:int=10_100,                   # Frames to learn from
-    progress:bool=False,                  # Show a progress bar?
-)->FullFaceModel:                         # The fitted model
+    n_subjects:int=27,     # Simulated people
+    n_frames:int=1200,     # Frames of each
+    n_train:int=10_100,    # Frames to learn from
+    progress:bool=False,   # Show a progress bar?
+)->FullFaceModel:          # The fitted model
     "How the shipped model was learned (less than a minute)"
     from dfecs_nb.kpm import sample_frames
     from dfecs_nb.simulation import simulate_kpm

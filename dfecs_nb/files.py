@@ -120,7 +120,8 @@ def _facts(path, text, want, oldest):
                          f'instead of {want["format"]!r}')
     version, newest = found.get('format_version'), want['format_version']
     if not _is_version(version): raise ValueError(f'{path} is damaged: its format_version is {version!r}')
-    told = f'{path} has version {version} of its format, this program reads {oldest} to {newest}: '
+    span = f'{oldest} to {newest}' if oldest<newest else f'only {newest}'
+    told = f'{path} has version {version} of its format, this program reads {span}: '
     if version>newest: raise ValueError(told+'upgrade it (pip install -U dfecs_nb)')
     if version<oldest: raise ValueError(f'{told}learn the model again, or use '
                                         f'dfecs_nb {found.get("software", "of that time")}')

@@ -10,6 +10,7 @@ __all__ = ['save_tables', 'Part', 'TableFolder', 'threads', 'add_up', 'tree', 'S
 # %% ../nbs/04c_folders.ipynb #aa5c1102
 import copy, hashlib, json, operator, os
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
+from .kpm import _check_draw, _kept
 from .template import _GAPS, COLUMNS, INDEX, _seal, atomic, save_table, stack
 
 # %% ../nbs/04c_folders.ipynb #18a4b631
@@ -76,7 +78,7 @@ class Part:
 @patch
 def batches(self:Part,
     columns,              # Names
-):                        # Arrow record batches of up to `block` rows; every page is checked against its checksum
+)->Iterator:              # Arrow record batches of up to `block` rows; every page is checked against its checksum
     "The stored rows, some thousand at a time"
     import pyarrow as pa, pyarrow.parquet as pq
     footer,frames,at = *_footer(self.file, os.stat(self.file).st_mtime_ns),self.first
@@ -102,7 +104,7 @@ def _all_named(batch, file):
 @patch
 def blocks(self:Part,
     columns=None,         # Names; None: all
-):                        # Matrices `(n, p)`, float64, NaN where nothing was seen
+)->Iterator:              # Matrices `(n, p)`, float64, NaN where nothing was seen
     "The numbers, some thousand rows at a time"
     columns = self.columns if columns is None else columns
     for b in self.batches(columns): yield _numbers(b, columns, self.missing)
@@ -178,18 +180,23 @@ def _names(t, file):
     except pa.ArrowException: raise ValueError(f'{file}: frame must hold whole numbers') from None
 
 # %% ../nbs/04c_folders.ipynb #04d32a34
+def _table(part, batches):
+    "Arrow batches of a part as a table"
+    import pyarrow as pa
+    t = pa.Table.from_batches(batches); names = _names(t, part.file)
+    index = [pd.Index(v.to_pandas(), dtype='int64' if c=='frame' else 'str') for c,v in zip(INDEX, names)]
+    t = t.select(part.columns).to_pandas(ignore_metadata=True).astype(float)
+    t.index = pd.MultiIndex.from_arrays(index, names=INDEX)
+    t.attrs = dict(_meta(part.file)[0].attrs); t[[COLUMNS[i+j] for j in (0, 68) for i in part.missing]] = np.nan
+    if part.missing: t.attrs['missing'] = part.missing
+    return t
+
+# %% ../nbs/04c_folders.ipynb #7e1bc178
 @patch
 def table(self:Part,
 )->pd.DataFrame:              # Index (subject, video, frame), the facts of the file in `attrs`
     "The part as a table in memory"
-    import pyarrow as pa
-    t = pa.Table.from_batches(self.batches(INDEX + self.columns)); names = _names(t, self.file)
-    index = [pd.Index(v.to_pandas(), dtype='int64' if c=='frame' else 'str') for c,v in zip(INDEX, names)]
-    t = t.select(self.columns).to_pandas(ignore_metadata=True).astype(float)
-    t.index = pd.MultiIndex.from_arrays(index, names=INDEX)
-    t.attrs = dict(_meta(self.file)[0].attrs); t[[COLUMNS[i+j] for j in (0, 68) for i in self.missing]] = np.nan
-    if self.missing: t.attrs['missing'] = self.missing
-    return t
+    return _table(self, self.batches(INDEX + self.columns))
 
 # %% ../nbs/04c_folders.ipynb #bf94b14d
 class TableFolder:
@@ -266,7 +273,7 @@ def run(self:TableFolder,
     parts:list=None,      # What to call it with; None: the parts of the folder
     progress:bool=False,  # Show a progress bar?
 )->list:                  # The results, in the order of the parts
-    "The results of a function for all parts"
+    "The results of a function for all parts; `args` are sent along, the same for all"
     parts = self.parts if parts is None else parts
     if self.client is not None: return self.client.gather(self._submitted(f, args, parts, progress))
     with self._bar(progress) as bar: return _in_threads(partial(_call, f, args), parts, self.n_jobs, bar)
@@ -285,8 +292,8 @@ def fold(self:TableFolder,
     *args,                # Sent along
     add=None,             # How two results become one; None: sums
     progress:bool=False,  # Show a progress bar?
-):                        # One result
-    "The results of a function for all parts, added up in pairs of pairs"
+)->object:                # One result
+    "The results of a function for all parts, which gets `args` too, added up in pairs of pairs"
     add = add or add_up
     if self.client is None: return tree(self.run(f, *args, progress=progress), add)
     return tree(self._submitted(f, args, self.parts, progress), partial(self.client.submit, add, pure=False)).result()
@@ -294,14 +301,14 @@ def fold(self:TableFolder,
 # %% ../nbs/04c_folders.ipynb #e0c88993
 def add_up(
     a, b,                 # Two numbers or arrays, or two tuples of them
-):                        # One
+)->object:                # One
     "Sums"
     return tuple(map(operator.add, a, b)) if isinstance(a, tuple) else a+b
 
 def tree(
     values:list,          # At least one
     add,                  # Function of two of them
-):                        # What remains
+)->object:                # What remains
     "Neighbors are added, then neighbors of what that gave, until one is left"
     while len(values)>1:
         values = [add(*values[i:i+2]) if i+1<len(values) else values[i] for i in range(0, len(values), 2)]
@@ -334,7 +341,7 @@ class Stretch:
         self.n = sum(b-a for a,b in runs)
 
     def tables(self,
-    ):                        # Tables, one a recording
+    )->Iterator:              # Tables, one a recording
         "The recordings, one after the other"
         parts,held,at = iter(self.parts),None,self.parts[0].start           # at: number of the first frame held
         for a,b in self.runs:
@@ -364,13 +371,82 @@ def _runs(part):
     "(subject, video, first frame, frame after the last) of neighboring rows with one name"
     out,at = [],part.start
     for b in part.batches(INDEX[:2]):
-        s,v = (b.column(b.schema.names.index(c)).dictionary_encode() for c in INDEX[:2])
-        codes = np.c_[s.indices.to_numpy(), v.indices.to_numpy()]
-        cuts = np.flatnonzero((np.diff(codes, axis=0)!=0).any(1))+1
-        for i,j in zip([0, *cuts], [*cuts, len(codes)]):
-            out.append((s.dictionary[codes[i, 0]].as_py(), v.dictionary[codes[i, 1]].as_py(), at+int(i), at+int(j)))
-        at += len(codes)
+        out += [(s, v, at+i, at+j) for s,v,i,j in _same(b)]; at += len(b)
     return out
+
+def _same(batch):
+    "(subject, video, first row, row after the last) of neighboring rows of a batch with one name"
+    s,v = (batch.column(batch.schema.names.index(c)).dictionary_encode() for c in INDEX[:2])
+    codes = np.c_[s.indices.to_numpy(), v.indices.to_numpy()]
+    cuts = (np.flatnonzero((np.diff(codes, axis=0)!=0).any(1))+1).tolist()
+    for i,j in zip([0, *cuts], [*cuts, len(codes)]):
+        yield s.dictionary[codes[i, 0]].as_py(), v.dictionary[codes[i, 1]].as_py(), i, j
+
+# %% ../nbs/04c_folders.ipynb #e9367827
+@patch
+def sample(self:TableFolder,
+    n:int=10_100,          # Frames to draw; all are kept (shuffled) if there are fewer
+    random_state:int=17,   # Seed of the draw
+    by:str=None,           # An equal share of each 'subject' or 'video'; None: all frames alike
+    progress:bool=False,   # Show a progress bar?
+)->pd.DataFrame:           # `n` rows without lost frames, in random order
+    "A reproducible random sample of keypoint motion"
+    _check_draw(n, by); runs = self._seen_runs(progress)
+    size,at,part = (runs[c].to_numpy() for c in ('n', 'at', 'part'))
+    ends = np.cumsum(size); run_of = partial(np.searchsorted, ends, side='right')
+    place = np.random.RandomState(random_state).permutation(ends[-1])       # among all frames with a face, in order
+    if by:
+        group = runs.groupby(INDEX[:1] if by=='subject' else INDEX[:2]).ngroup().to_numpy()
+        place = place[_kept(group[run_of(place)], n)]
+    place = place[:n]; run = run_of(place); part,row = part[run],(at+size-ends)[run]+place
+    out = pd.concat(self.run(_drawn, parts=[_Draw(self.parts[i], np.sort(row[part==i])) for i in np.unique(part)]))
+    out = out.iloc[np.argsort(np.lexsort((row, part)))]; out.attrs = dict(self.attrs); return out
+
+# %% ../nbs/04c_folders.ipynb #c2562833
+@patch
+def _seen_runs(self:TableFolder, progress):
+    "Rows of neighbors from one recording, sorted: part, number of faces in them, and in the part before them (at)"
+    if set(self.columns)!=set(COLUMNS): raise ValueError(f'{self.path} must hold keypoint motion, x_0 … y_67; found '
+                                                        f'the columns {", ".join(self.columns[:4])} …')
+    found = self.run(_seen, progress=progress)
+    R = pd.DataFrame([(*r, i) for i,rs in enumerate(found) for r in rs],
+                     columns=[*INDEX[:2], 'first', 'last', 'n', 'part'])
+    R['at'] = R.groupby('part').n.cumsum()-R.n; R = R.sort_values([*INDEX[:2], 'first'], ignore_index=True)
+    twice = R[R.groupby(INDEX[:2])['last'].shift()>=R['first']]
+    if len(twice): raise ValueError('frame {first} of subject {subject}, video {video} stands twice in {path}'.format(
+        path=self.path, **twice.iloc[0]))
+    if not R.n.sum(): raise ValueError(f'no frame of {self.path} has a face')
+    return R
+
+# %% ../nbs/04c_folders.ipynb #335a2a1b
+def _faces(part, batch):
+    "Which rows have a face"
+    gone = {f'{c}_{i}' for c in 'xy' for i in part.missing}
+    return ~np.isnan(_numbers(batch, [c for c in part.columns if c not in gone], [])).any(1)
+
+def _seen(part):
+    "(subject, video, first frame, last frame, number of faces) of neighboring rows with one name"
+    out = []
+    for b in part.batches(INDEX+part.columns):
+        ok,frames = _faces(part, b),_names(b, part.file)[2].to_numpy()
+        for s,v,i,j in _same(b):
+            if (np.diff(frames[i:j])<=0).any():
+                raise ValueError(f'{part.file}: the frames of subject {s}, video {v} must be in ascending order')
+            out.append((s, v, frames[i], frames[j-1], ok[i:j].sum()))
+    return out
+
+# %% ../nbs/04c_folders.ipynb #07c19723
+class _Draw:
+    "Rows of a part, counted among those with a face"
+    def __init__(self, part, rows): self.part,self.rows,self.n = part,rows,part.n
+
+def _drawn(draw):
+    "The drawn rows as a table"
+    take,at = [],0
+    for b in draw.part.batches(INDEX+draw.part.columns):
+        there = np.flatnonzero(_faces(draw.part, b)); i,j = np.searchsorted(draw.rows, [at, at+len(there)])
+        take.append(b.take(there[draw.rows[i:j]-at])); at += len(there)
+    return _table(draw.part, take)
 
 # %% ../nbs/04c_folders.ipynb #d12f24c3
 @patch
@@ -383,7 +459,7 @@ def convert(self:TableFolder,
     progress:bool=False,  # Show a progress bar?
     **attrs,              # Facts that change
 )->'TableFolder':         # The folder `out`
-    "New columns for every frame"
+    "New columns for every frame; `args` go to `f`, and `attrs` are facts of the tables that change"
     out = Path(out).absolute(); base = self.path if self.path.is_dir() else self.path.parent
     names = [_result(p, base) for p in self.parts]; _free(out, self.path, names, attrs.get('stage'))
     mark = _print(f.__name__, columns, read, attrs, *args)
@@ -455,7 +531,7 @@ def _made(path):
 def opened(
     X,                    # What a stage was given: a table, an array, a `TableFolder`, or the name of a folder
     client=None,          # Dask client for the work on a folder
-):                        # A `TableFolder` if a folder was meant, else `X`
+)->object:                # A `TableFolder` if a folder was meant, else `X`
     "The folder, if one was meant"
     if isinstance(X, (str, Path)): return TableFolder(X, client)
     if client is None: return X

@@ -191,7 +191,7 @@ def _read_columns(path, wanted, text=()):
         raise ValueError(f'{path.name} cannot be read as a table: {_first(e)}') from None
     t = t.rename(columns=str.strip)
     if 'x_0' not in t and 'X_0' in map(str.strip, names):
-        raise ValueError(f'{path.name} holds only 3-D points in millimetres (X_0 …), no pixels (x_0 …); '
+        raise ValueError(f'{path.name} holds only 3-D points in millimeters (X_0 …), no pixels (x_0 …); '
                          'run OpenFace again with the option -2Dfp')
     if t.empty:
         raise ValueError(f'{path.name} has no rows of keypoints; its header begins with {", ".join(names)[:60]!r}')
@@ -318,7 +318,7 @@ def load_openface(
     subjects=None,              # Names of the people to read; None reads all
     progress:bool=False,        # Show how far the reading is?
     n_jobs:int=None,            # Files read at the same time; None: one for each processor, at most 8
-):                              # Keypoint table in pixels, or (table, labels) with the same index
+)->pd.DataFrame|tuple:          # Keypoint table in pixels, or (table, labels) with the same index
     "Keypoints from OpenFace"
     if not (isinstance(min_confidence, (int, float)) and 0<=min_confidence<=1):
         raise ValueError(f'min_confidence must be between 0 and 1; got {min_confidence!r}')
@@ -406,7 +406,7 @@ def load_fex(
     subjects=None,              # Names of the people to read; None reads all
     progress:bool=False,        # Show how far the reading is?
     n_jobs:int=None,            # Files read at the same time; None: one for each processor, at most 8
-):                              # Keypoint table in pixels, or (table, labels) with the same index
+)->pd.DataFrame|tuple:          # Keypoint table in pixels, or (table, labels) with the same index
     "Keypoints from py-feat"
     if not (face is None or isinstance(face, str) or (np.ndim(face)==0 and int(face)==face>=0)):
         raise ValueError(f'face must be None, a number from 0, or the text of an Identity; got {face!r}')

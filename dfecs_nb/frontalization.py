@@ -45,7 +45,7 @@ def _rotation(yaw, pitch, roll, n):
 def _upright(
     x:np.ndarray, y:np.ndarray,  # Coordinates of the points that there are, `(n, p)`
     points:np.ndarray,           # Their numbers, `(p,)`, ascending
-):                               # x, y: centered, unit size, eyes level; no extent gives NaN (not a number)
+)->tuple:                        # x, y: centered, unit size, eyes level; no extent gives NaN (not a number)
     "Steps 1-3 of Vonikakis & Winkler"
     x,y = x-x.mean(1, keepdims=True), y-y.mean(1, keepdims=True)
     xx,yy,xy = ((a*b).mean(1) for a,b in ((x, x), (y, y), (x, y))); size = np.sqrt(xx+yy)
@@ -133,7 +133,7 @@ def random_faces(
     share:float=.1,        # Share of the expressions that are active in a face
     one_sided:float=.2,    # Share of the active expressions that show on one side only
     random_state=0,        # Seed of identities and expressions
-):                         # Without and with expression, each `(n, 68, 3)`
+)->tuple:                  # Without and with expression, each `(n, 68, 3)`
     "Random people of a 3-D face model: identity weights standard normal, expressions between 0 and 1"
     rng = np.random.default_rng(random_state); names = [str(e) for e in model['expr_names']]
     side = np.array([e[-2:] if e[-2:] in ('_L', '_R') else '' for e in names])

@@ -22,7 +22,7 @@ from sklearn.utils.validation import check_is_fitted
 from .template import as_matrix, like
 from .encoding import encode, plain_input
 from .passes import Frames, StoredFrames, squares
-from .pfm import _list, _mark, _number, _rows, _seed, _whole, largest_reaching, run_search
+from .pfm import _list, _mark, _number, _percent, _rows, _seed, _whole, largest_reaching, run_search
 
 # %% ../nbs/07_hfm.ipynb #39558c96
 def penalties(
@@ -155,7 +155,7 @@ def first_pair(
     pairs,               # (alpha_A, alpha_B), in the order of the search
     variance:float,      # Wanted, percent
     search:str='bisect', # 'bisect' or 'exhaustive'
-):                       # The pair; None if none reaches
+)->tuple|None:           # The pair; None if none reaches
     "The first pair of penalties that explains the wanted variance"
     if search=='bisect':
         top = largest_reaching(ve, sorted({_product(*p) for p in pairs}, reverse=True), variance)
@@ -317,6 +317,7 @@ def _fit(self, V, X, U, known, tell):
     X,U = (Z if Z is None else as_matrix(Z, np.shape(Z)[-1], n) for Z,n in ((X, 'X'), (U, 'U')))
     ready = isinstance(V, (Frames, StoredFrames))
     F = V if ready else Frames(_codes_matrix(V), X); _check(self)
+    _percent(self.variance, V, self.n_components, self.alpha_A, self.alpha_B)
     if not ready: _check_shapes(self, F, X, U)
     cells = _Settings(self, F, U, known, tell); self.interrupted_ = False
     if None not in (self.n_components, self.alpha_A, self.alpha_B):
@@ -355,13 +356,13 @@ class HierarchicalFaceModel(TransformerMixin, BaseEstimator):
         V,                            # Codes of the parts `(m, k)`
         y=None,                       # Ignored
         X=None, U=None, known=None, tell=None,   # See `fit`
-    ):                                # B of the training frames `(m, q)`; a table if `V` is one
+    )->pd.DataFrame|np.ndarray:       # B of the training frames `(m, q)`; a table if `V` is one
         "Learn `A_` and return B"
         return _B(self, V, _fit(self, V, X, U, known, tell).block.X)
 
     def transform(self,
         V,                            # Codes of the parts `(n, k)`
-    ):                                # B `(n, q)`; a table if `V` is one
+    )->pd.DataFrame|np.ndarray:       # B `(n, q)`; a table if `V` is one
         "B of part codes for the learned `A_`"
         check_is_fitted(self, 'A_')
         return _B(self, V, plain_input(V, self, 'V'))
@@ -374,7 +375,7 @@ def fit(self:HierarchicalFaceModel,
     X=None, U=None,                   # Movements `(m, p)` and part units `(p, k)` to judge by; None: judge by `V`
     known=None,                       # `history_` of an earlier search of the same data, not fitted again
     tell=None,                        # Called after each fit with ('all', q, (alpha_A, alpha_B), variance)
-):                                    # The fitted model
+)->HierarchicalFaceModel:             # The fitted model
     "Learn which part units belong together"
     _fit(self, V, X, U, known, tell)
     return self

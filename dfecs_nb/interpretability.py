@@ -224,7 +224,7 @@ def _draw_unit(panel, side=400):
 
 # %% ../nbs/12_interpretability.ipynb #4fcad9d5
 def _place_points(panel, tips, moving, scale):
-    "Buttons of the moving keypoints at the arrows' tips (per cent of the picture), the others away"
+    "Buttons of the moving keypoints at the arrows' tips (percent of the picture), the others away"
     apart = np.hypot(*(panel.mixer.shown[:, None]-panel.mixer.shown).transpose(2, 0, 1))+1e9*np.eye(68)
     sizes = np.clip(np.round(.9*scale*apart.min(0)), 8, 16)                  # neighbors do not cover each other
     for w,(x,y),on,size in zip(panel.points, tips, moving, sizes):
@@ -279,7 +279,8 @@ def start(self:VotingPanel,
 
 # %% ../nbs/12_interpretability.ipynb #87bb9559
 @patch
-def lesson(self:VotingPanel):
+def lesson(self:VotingPanel,
+)->tuple:            # HTML text, and the keypoints to mark
     "What the rules say about this unit (HTML text, rejected keypoints): in a class, and after the vote"
     if not self.teach or self.ballot.unit not in self.ballot.votes: return '', []
     return explain(self.rules[self.rules.unit==self.ballot.unit])

@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 # %% ../nbs/04a_kernels.ipynb #ed452be7
 def compiled(
     f,             # A function in numba's subset of Python
-):                 # Compiled at its first call
+)->object:         # Compiled at its first call
     "No fast-math: tests for NaN (not a number) and exact ties must hold"
     keep = '__file__' in f.__globals__              # in a notebook numba would not notice that another cell changed
     try: return njit(cache=keep, nogil=True)(f)
@@ -96,7 +96,7 @@ def homotopy(
     l1,        # Ascending sums of activations at which the remainder is wanted `(m,)`, may be empty
     V, best, at_l1,  # Filled: `(n, k)`, `(n, k+1)`, `(n, m)`
     log,       # Filled with the first frame's vertices: lambda, then its activations; `(rows, k+1)`
-):             # Number of vertices of the first frame
+)->int:        # Number of vertices of the first frame
     "Solution paths of a block of frames"
     k = G.shape[0]; H = np.empty((k, k)); S = np.empty(k, np.int64); d,b,h = np.empty(2*k),np.empty(k),np.empty(k)
     where = np.empty(k, np.int64); n_log = 0                       # where: 0 free, 1 active, 2 waits, 3 depends
@@ -128,7 +128,7 @@ def homotopy(
 @compiled
 def _record(v, R, lam, best, log, n_log):
     "Keep the remainder of a vertex under its number of active units; amounts at rounding level are not active"
-    n = 0; least = 1e-11*v.max()
+    n = 0; least = 1e-9*v.max()
     for j in range(len(v)): n += v[j] > least
     if R < best[n]: best[n] = R
     if n_log < log.shape[0]: log[n_log, 0] = lam; log[n_log, 1:] = v
@@ -220,7 +220,7 @@ def _read(l1, q, t, total, lam, new, R, out):
 @compiled
 def _count(mask, e, z):
     "Number of active units at a vertex; e is the unit that changes sides, -1 at the end of the path"
-    n = 0; least = 1e-11*z[-1]                    # less is rounding
+    n = 0; least = 1e-9*z[-1]                    # less is rounding
     for j in range(len(z)-1): n += (mask >> np.uint64(j) & np.uint64(1)) and j!=e and z[j] > least
     return n
 
@@ -308,7 +308,7 @@ def add_rows(
     units,         # Numbers of units
     rows,          # Matrix with a row of `n` for each entry of `units`
     first, last,   # Entries of `units` to go through
-):                 # A function for compiled code, without a result
+)->object:         # A function for compiled code, without a result
     "z += sum of x[units[r]]*rows[r] for r from first to last-1"
     def code(cx, b, sig, args):
         (zs, (n,)),(xs, _),(us, _),(rs, (_, w)) = (_array(cx, b, t, a) for t,a in zip(sig.args, args[:4]))
@@ -327,7 +327,7 @@ def add_rows(
 def below_zero(
     types_,        # Given by numba
     z,             # At most 64 numbers, a multiple of 8 of them
-):                 # A function for compiled code that gives 64 bits
+)->object:         # A function for compiled code that gives 64 bits
     "Which of at most 64 numbers are negative, as bits"
     def code(cx, b, sig, args):
         zs,(n,) = _array(cx, b, sig.args[0], args[0]); bits = cgutils.alloca_once_value(b, LONG(0))
@@ -498,7 +498,7 @@ def descend(
     V,             # Start, overwritten by the result `(n, k)`
     tol=1e-12,     # Stop when no activation changes by more than this share of the largest one
     max_iter=10000, # Rounds at most
-):                 # Number of frames that did not converge
+)->int:            # Number of frames that did not converge
     "Non-negative lasso of a block of frames by cyclic coordinate descent"
     unfinished = 0
     for i in range(C.shape[0]):

@@ -26,15 +26,15 @@ def keypoint_motion(
     by:str=None,           # One neutral face for each 'subject' or each 'video'; None as in `find_neutral`
     missing:str='mask',    # Points that the source lacks: NaN ('mask'), or as if they never moved ('zero', the paper)
     labels:pd.DataFrame=None, # As in `find_neutral`
-):                         # Same kind and rows as `standard`: movements in template units, lost frames NaN
+)->pd.DataFrame|np.ndarray: # Same kind and rows as `standard`: movements in template units, lost frames NaN
     "Movement of every keypoint from the same person's neutral face"
     if missing not in ('mask', 'zero'): raise ValueError(f"missing must be 'mask' or 'zero'; got {missing!r}")
-    M = as_matrix(standard); by = by or _level(neutral); found = _found(standard, M); used = {}
+    M = as_matrix(standard, name='standard'); by = by or _level(neutral); found = _found(standard, M); used = {}
     if not found.any() and isinstance(neutral, str): out,how = M*np.nan,neutral          # nobody was found
     else:
         faces,said = _neutral(standard, neutral, by, labels=labels); how,used = faces.attrs['how'],faces.attrs['frames']
         for text in said: warnings.warn(text, stacklevel=2)
-        if _faces(neutral) is not None: _same_place(M, as_matrix(faces))
+        if _faces(neutral) is not None: _same_place(M, as_matrix(faces, name='neutral'))
         out = _moved(standard, M, faces, by)
     out[~found] = np.nan
     if missing=='zero': out[np.ix_(found & ~np.isnan(out).all(1), ~points_there(standard))] = 0
@@ -66,16 +66,24 @@ def plot_motion(
     ax=None,               # Matplotlib axes; None makes a figure
     scale:float=1.,        # Times the movement, for weak ones
     least:float=.02,       # Arrows shorter than this share of the longest one are left out
-):                         # The axes
+)->object:                 # The axes
     "One keypoint motion as arrows on a face (paper Fig. 3)"
-    face = neutral_face() if face is None else np.asarray(face, float); v = np.asarray(kpm, float)
-    d = motion_on(v[None] if v.shape==(68, 2) else v, face)[0]*scale; size = np.linalg.norm(d, axis=1)
+    face = neutral_face() if face is None else np.asarray(face, float)
+    d = motion_on(_one(kpm), face)[0]*scale; size = np.linalg.norm(d, axis=1)
     ax = plot_face(face, ax=ax, color='#bbbbbb', lw=.7, ms=0); there = ~np.isnan(size)
     go = there & (size > max(least*size[there].max(initial=0), 1e-9))
     ax.scatter(*face[there].T, s=5, color='#d62728', zorder=3, linewidths=0)
     ax.scatter(*(face+d)[go].T, s=5, color='#2ca02c', zorder=4, linewidths=0)
     ax.quiver(*face[go].T, *d[go].T, angles='xy', scale_units='xy', scale=1, width=.006, color='k', zorder=5)
     return ax
+
+# %% ../nbs/03_kpm.ipynb #1e73e746
+def _one(kpm):
+    "One movement as a row; a table of one row counts"
+    v = np.asarray(kpm, float)
+    if v.shape not in ((136,), (1, 136), (68, 2), (1, 68, 2)): raise ValueError(
+        f'kpm must be one movement, (136,) or (68, 2); found shape {v.shape}. Choose a frame: kpm.iloc[0]')
+    return v.reshape(1, 68, 2) if v.shape[-1]==2 else v
 
 # %% ../nbs/03_kpm.ipynb #ef7f9326
 def sample_frames(
@@ -85,15 +93,23 @@ def sample_frames(
     by:str=None,           # An equal share of each 'subject' or 'video'; None: all frames alike
 )->pd.DataFrame:           # `n` rows without lost frames, in random order
     "A reproducible random sample of frames for training"
-    if n<1: raise ValueError(f'n must be at least 1; got {n!r}')
-    if by not in (None, 'subject', 'video'): raise ValueError(f"by must be None, 'subject' or 'video'; got {by!r}")
-    out = kpm[_found(kpm, as_matrix(kpm))].sort_index().sample(frac=1, random_state=random_state)
-    if by:
-        groups = out.groupby(level=INDEX[:1] if by=='subject' else INDEX[:2], sort=False); sizes = groups.size()
-        share = pd.Series(_shares(sizes.to_numpy(), n), index=np.arange(len(sizes)))
-        out = out[groups.cumcount().to_numpy() < share.loc[groups.ngroup()].to_numpy()]
+    _check_draw(n, by)
+    out = kpm[_found(kpm, as_matrix(kpm, name='kpm'))].sort_index().sample(frac=1, random_state=random_state)
+    if by: out = out[_kept(out.groupby(level=INDEX[:1] if by=='subject' else INDEX[:2], sort=False).ngroup(), n)]
     out = out[:n]; out.attrs = dict(kpm.attrs)
     return out
+
+# %% ../nbs/03_kpm.ipynb #1489db69
+def _check_draw(n, by):
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n<1:
+        raise ValueError(f'n must be at least 1, a whole number; got {n!r}')
+    if by not in (None, 'subject', 'video'): raise ValueError(f"by must be None, 'subject' or 'video'; got {by!r}")
+
+def _kept(groups, n):
+    "Which rows, in random order, remain when each group (a number a row) gives its share of `n`"
+    same = pd.Series(np.asarray(groups)).groupby(np.asarray(groups), sort=False)
+    share = _shares(same.size().to_numpy(), n)
+    return same.cumcount().to_numpy() < share[same.ngroup().to_numpy()]
 
 # %% ../nbs/03_kpm.ipynb #101a6a7e
 def _shares(sizes, n):

@@ -8,6 +8,7 @@ Docs: https://dfecs-nb.github.io/dfecs_nb/local.html.md"""
 __all__ = ['LocalModel', 'stability', 'plot_stability']
 
 # %% ../nbs/08a_local.ipynb #105b3a88
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -56,8 +57,9 @@ def _directions(
     q:int,           # Directions wanted
 )->np.ndarray:       # `(q, p)`, length 1
     "The signed principal directions with the largest positive scores"
-    Z = np.linalg.eigh(M.T@M)[1].T; Z = np.r_[Z, -Z]; energy = (np.maximum(M@Z.T, 0)**2).sum(0)
-    return Z[np.argsort(-energy, kind='stable')[:q]]
+    Z = np.linalg.eigh(M.T@M)[1].T; size = np.abs(Z); first = (size >= (1-1e-6)*size.max(1, keepdims=True)).argmax(1)
+    Z *= np.sign(Z[np.arange(len(Z)), first])[:, None]; Z = np.r_[Z, -Z]; energy = (np.maximum(M@Z.T, 0)**2).sum(0)
+    return Z[np.argsort(-np.round(energy/energy.max(), 9), kind='stable')[:q]]
 
 # %% ../nbs/08a_local.ipynb #03ab437a
 def _code(M, D, lam, V, sweeps):
@@ -139,7 +141,7 @@ class LocalModel(UnitsMixin, BaseEstimator):
     def fit(self,
         X,                        # Keypoint motion: table or array `(n, 136)`
         y=None,                   # Ignored
-    ):                            # The fitted model
+    )->'LocalModel':              # The fitted model
         "Learn the units"
         M = training_frames(X, self.missing); _check(self, M); n = len(M)
         if self.mirror: M = np.vstack([M, mirrored(M)])
@@ -251,6 +253,9 @@ def _groups(X, groups, n):
     "Number of the group of each row, and the groups' names"
     if groups is None and isinstance(X, pd.DataFrame) and 'subject' in X.index.names:
         groups = X.index.get_level_values('subject')
+    elif groups is None and isinstance(X, pd.DataFrame): warnings.warn(
+        "the index of X has no level 'subject': each frame counts as a person of its own, so the samples share people "
+        'and nearly everything looks stable; give the person of each frame as groups', stacklevel=3)
     groups = np.arange(n) if groups is None else np.asarray(groups)
     if groups.shape!=(n,):
         raise ValueError(f'groups must have one entry for each of the {n} frames; found {groups.shape}')
@@ -323,7 +328,7 @@ def plot_stability(
     table:pd.DataFrame,  # From `stability`
     ax=None,             # Matplotlib axes; None makes a figure
     title:str=None,      # Above the figure
-):                       # The axes
+)->object:               # The axes
     "Stability of each unit, with one standard deviation over the splits; found in at least half of them: filled"
     import matplotlib.pyplot as plt
     if not {'stability', 'sd', 'found'} <= set(table): raise ValueError('plot_stability takes the table of stability')

@@ -387,7 +387,7 @@ def _ending_cleanly():
     try: yield
     finally: signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-# %% ../nbs/01c_long_videos.ipynb #7cf563eb
+# %% ../nbs/01c_long_videos.ipynb #53dde012
 def track_all(
     videos,                # A folder with videos, a video, or a list of videos and of folders of images
     out,                   # Folder of the results
@@ -400,7 +400,7 @@ def track_all(
     device='auto', model_path=None,   # As in `track`
     **kw,                  # For `track_long`: face, fps, detect_every, run_in, batch
 )->pd.DataFrame:           # A row a video: source, subject, frames, found (share), done (in words), note, file
-    "Track many videos into a folder of tables; started again, it goes on where it stopped"
+    "Videos to a folder of tables, going on where it stopped; options as in `track_long`: face, fps, batch, …"
     if not jobs>=1: raise ValueError(f'jobs must be at least 1; got {jobs!r}')
     unknown = sorted(set(kw)-{'face', 'fps', 'detect_every', 'run_in', 'batch'})
     if unknown: raise TypeError(f'unknown argument {unknown[0]!r}')

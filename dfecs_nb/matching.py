@@ -89,7 +89,7 @@ def match_units(
     mask=None,               # Keypoints to leave out of both; points that a set lacks are left out anyway
 )->pd.DataFrame:             # Columns unit, reference, cosine; a row a unit, those without a partner None and NaN
     "One-to-one match of two sets of units by cosine (Hungarian method)"
-    S = _cosines(units, reference, mask); i,j = linear_sum_assignment(-S.to_numpy())
+    S = _cosines(units, reference, mask); i,j = linear_sum_assignment(-S.to_numpy().round(9))
     out = pd.DataFrame(dict(unit=list(S.index), reference=None, cosine=np.nan)).astype({'reference': object})
     out.loc[i, 'reference'], out.loc[i, 'cosine'] = list(S.columns[j]), S.to_numpy()[i, j]
     return out
@@ -111,7 +111,7 @@ def plot_matches(
     mask=None,               # Keypoints to leave out of both
     ax=None,                 # Matplotlib axes; None makes a figure
     title:str=None,          # Above the figure; None says how well the sets match
-):                           # The axes
+)->object:                   # The axes
     "Heat map of the cosines between two sets of units; frames mark the one-to-one match"
     import matplotlib.pyplot as plt
     S,m = _cosines(units, reference, mask), match_units(units, reference, mask); found = m.dropna()
@@ -151,7 +151,7 @@ def unit_report(
     if not len(M): raise ValueError('X holds no frames with a face: there is nothing to report')
     V = encode(M, short, alpha)
     if not V.any(): raise ValueError(f'no unit is active in X ({len(V)} frames with a face): nothing to report')
-    out = pd.DataFrame(dict(energy=100*(V**2).sum(0)/(V**2).sum(), active=100*(V>0).mean(0)))
+    out = pd.DataFrame(dict(energy=100*(V**2).sum(0)/(V**2).sum(), active=100*(V>1e-9*V.max()).mean(0)))
     out = out.assign(**_shape(C, keep), symmetry=(C*mirror(C)).sum(1)); out.index = pd.Index(names, name='unit')
     if splits: out['stability'] = _split_half(units, X, splits, signed, keep).reindex(names)
     out['facs'],out['facs_cosine'] = _nearest_facs(C, facs, keep)
@@ -165,7 +165,8 @@ def _shape(C, keep):
     n = (keep[:68] & ~keypoint_mask(FIXED)).sum()                          # keypoints that can move
     even = far.sum(1)/np.sqrt((far**2).sum(1)); hoyer = (np.sqrt(n)-even)/(np.sqrt(n)-1) if n>1 else np.ones(len(C))
     share = pd.DataFrame({i: (P[:, p]**2).sum((1, 2)) for i,p in enumerate(PARTS.values())}).T.groupby(kinds).sum()
-    return dict(sparsity=100*hoyer, points=(far>=.1*far.max(1, keepdims=True)).sum(1), part=share.idxmax().to_numpy(),
+    many = (far>=.1*far.max(1, keepdims=True)*(1-1e-9)).sum(1)
+    return dict(sparsity=100*hoyer, points=many, part=share.round(9).idxmax().to_numpy(),
                 locality=100*(share.max()/share.sum()).to_numpy())
 
 # %% ../nbs/09b_matching.ipynb #6d58971c
@@ -176,7 +177,7 @@ def _nearest_facs(C, facs, keep):
         warnings.filterwarnings('ignore', '.*no movement of the points')
         names,U = zip(*(_unit_set(s)[:2] for s in sets)); names,U = _unit_length(sum(names, []), np.vstack(U), keep)
     S = C[:, keep]@U.T
-    return [names[j] for j in S.argmax(1)], S.max(1)
+    return [names[j] for j in S.round(9).argmax(1)], S.max(1)
 
 # %% ../nbs/09b_matching.ipynb #9ff0a613
 def _split_half(units, X, splits, signed, keep):
@@ -203,7 +204,7 @@ def plot_encoding(
     encodings,               # Activations `(n, k)`, table or array, or {name: activations}
     n:int=400,               # Frames to draw, evenly chosen in their order
     size:tuple=(3., 2.6),    # Width and height of a panel, inches
-):                           # The figure
+)->object:                   # The figure
     "Activations as a picture, and the number of active units a frame: how sparse a code is"
     import matplotlib.pyplot as plt
     sets = {k: _found_rows(v) for k,v in (encodings if isinstance(encodings, dict) else {'': encodings}).items()}
@@ -212,9 +213,10 @@ def plot_encoding(
     for ax,(name,V),color in zip(axs, sets.items(), _COLORS*len(sets)):
         top = np.percentile(V, 99, axis=0); rows = np.linspace(0, len(V)-1, min(n, len(V))).astype(int)
         shade = (V/np.where(top>0, top, 1))[rows].T
-        ax.imshow(shade, cmap='Greys', vmin=0, vmax=1, aspect='auto', interpolation='nearest')
+        k = V.shape[1]; step = 5*max(1, -(-k//40)); ax.imshow(shade, cmap='Greys', vmin=0, vmax=1, aspect='auto',
+                    interpolation='nearest', extent=(0, len(rows), k+.5, .5))
         ax.set_title(f'{name}\n{100*(V==0).mean():.0f} % zeros'.strip(), fontsize=9)
-        ax.set(xlabel='frame (a sample)', ylabel='unit')
+        ax.set(xlabel='frame (a sample)', ylabel='unit', yticks=[1, *range(step, k+1, step)])
         counts = np.bincount((V>0).sum(1), minlength=V.shape[1]+1)
         axs[-1].step(range(len(counts)), 100*counts/len(V), where='mid', color=color, lw=1.4,
                      label=f'{name} (mean {(V>0).sum(1).mean():.1f})'.strip())

@@ -95,7 +95,7 @@ def read_mat(
     path,                  # File of MATLAB version 5 to 7.2
     key:str,               # Name of the variable
     field:str=None,        # Where the variable is a struct: the field to read
-):                         # Numbers `shape`; a list for cells or a struct; a word for anything else, such as 'text'
+)->np.ndarray|list|str:    # Numbers `shape`; a list for cells or a struct; a word for anything else, such as 'text'
     "One variable of a MATLAB file, each size checked against what is there"
     path = Path(path); data = memoryview(path.read_bytes()); order = {b'IM': '<', b'MI': '>'}.get(bytes(data[126:128]))
     if order and 2 in data[124:126]: raise ValueError(f'{path.name} is of MATLAB version 7.3; save it with -v7')

@@ -40,7 +40,7 @@ def _several(n, share): return min(max(5, round(share*n)), 50, n)
 
 def _auto(p, share):
     at = np.flatnonzero(p.found)
-    return at[np.argsort(_unrest(as_points(p.M[at])), kind='stable')[:_several(len(at), share)]]
+    return at[np.argsort(np.round(_unrest(as_points(p.M[at])), 6), kind='stable')[:_several(len(at), share)]]
 
 def _first(p, share):
     at = np.flatnonzero(p.found)
@@ -51,7 +51,7 @@ def _lowest_activity(p, share):
     coded = p.activity is not None; at = np.flatnonzero(p.found & ~np.isnan(p.activity) if coded else p.found)
     if not len(at): return at
     size = p.activity[at] if coded else np.nanmean((p.M[at]-np.median(p.M[at], axis=0))**2, axis=1)
-    return at[size <= np.sort(size)[_several(len(at), share)-1]]           # of equally quiet frames all
+    return at[size <= np.sort(size)[_several(len(at), share)-1]*(1+1e-9) + 1e-12]       # of equally quiet frames all
 
 # %% ../nbs/02b_neutral.ipynb #52782000
 _DISFA_FRAME = 3742       # number 3741 counted from 0
@@ -66,14 +66,14 @@ def _runs(p):
     for task in dict.fromkeys(p.video):
         at = np.flatnonzero((p.video==task) & ~np.isnan(p.activity)); at = at[np.argsort(p.frame[at], kind='stable')]
         if not len(at): continue
-        low = p.activity[at]; least = low.min(); calm = np.flatnonzero(low==least)
+        low = p.activity[at]; least = low.min(); calm = np.flatnonzero(low<=least+1e-9)
         for run in np.split(calm, np.flatnonzero(np.diff(calm)>1)+1): yield least, at[run]
 
 # %% ../nbs/02b_neutral.ipynb #0f95de3b
 def _bp4d(p, share):
     runs = [r for r in _runs(p) if p.found[r[1]].any()]
     if not runs: return np.array([], int)
-    run = min(runs, key=lambda r: (r[0], -len(r[1])))[1]; seen = np.flatnonzero(p.found[run])
+    run = min(runs, key=lambda r: (round(r[0], 9), -len(r[1])))[1]; seen = np.flatnonzero(p.found[run])
     return run[seen[[np.abs(seen-len(run)//2).argmin()]]]
 
 # %% ../nbs/02b_neutral.ipynb #92ad6508
@@ -279,12 +279,12 @@ def plot_neutral(
     by:str=None,           # As in `find_neutral`
     n:int=6,               # People (or videos) to show, the first ones
     labels:pd.DataFrame=None, # As in `find_neutral`
-):                         # Matplotlib figure, a column a person
+)->object:                 # Matplotlib figure, a column a person
     "The chosen neutral faces and frames, to check them"
     import matplotlib.pyplot as plt
     by = by or _level(neutral); faces,said = _neutral(standard, neutral, by, labels=labels); show = faces.index[:n]
     for text in said: warnings.warn(text, stacklevel=2)
-    M = as_matrix(standard); who,names = _whose(standard, _level(faces), len(M))
+    M = as_matrix(standard, name='standard'); who,names = _whose(standard, _level(faces), len(M))
     fig,axs = plt.subplots(2, len(show), figsize=(max(2.1*len(show), 3.2), 3.6), squeeze=False, layout='constrained',
                            gridspec_kw=dict(height_ratios=(3, 1)), sharey='row')
     for (top,low),k in zip(axs.T, show):

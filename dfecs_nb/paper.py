@@ -79,7 +79,7 @@ def load_paper_kpm(
     progress:bool=False,       # Show how far the reading is?
     n_jobs:int=1,              # Recordings read at the same time: more help only on slow (network) drives
     errors:str='warn',         # 'warn' skips what cannot be read, 'raise' stops at the first file
-):                             # KPM table in template units, or (table, labels); sorted by subject, video and frame
+)->pd.DataFrame|tuple:         # KPM table in template units, or (table, labels); sorted by subject, video and frame
     "Keypoint motion of the frames that the paper used"
     if name not in PAPER_SETS.index: raise ValueError(f"name must be 'ckplus', 'disfa' or 'bp4d'; got {name!r}")
     how = dict(subjects=subjects, progress=progress, n_jobs=n_jobs, errors=errors)

@@ -52,7 +52,7 @@ class Frames:
         *args,                # Sent along
         add=add_up,           # How results of two blocks become one
         store:bool=False,     # Does `f` change what the blocks keep?
-    ):                        # The result
+    )->object:                # The result
         "One pass"
         return f(self.block, *args)
 
@@ -194,7 +194,7 @@ class StoredFrames:
         f, *args,             # Pass function, importable by name, and its arguments
         add=add_up,           # How results of two blocks become one
         store:bool=False,     # Does `f` change what the blocks keep?
-    ):                        # The result
+    )->object:                # The result
         "One pass: every part is read anew"
         out = self.folder.fold(_pass, self.source, f, args, add, self.turn, store, add=partial(_both, add))
         self.turn += store
@@ -204,7 +204,7 @@ class StoredFrames:
 @patch
 def columns(self:StoredFrames,
     at,                       # Positions of the columns
-):                            # `StoredFrames`, or `Frames` if these columns fit into memory
+)->Frames|StoredFrames:       # `StoredFrames`, or `Frames` if these columns fit into memory
     "Some columns of all frames"
     s = self.source; s = _Movements([s.names[i] for i in at], s.gaps, s.partly)
     return _held(StoredFrames(self.folder, s, self.n, len(at), self.counts))
@@ -358,7 +358,7 @@ def _stacked(a, b): return np.vstack([a, b])
 @patch
 def coded(self:Frames,
     units:list,            # (columns, units `(k, p)`, penalty of Eq. 1) of each part
-):                         # Frames of codes, with the movements in `Y`
+)->Frames:                 # Frames of codes, with the movements in `Y`
     "Codes of all parts, side by side"
     return Frames(_side_by_side(self.block, units), self.block.X)
 
@@ -369,7 +369,7 @@ def _side_by_side(b, units):
 @patch
 def coded(self:StoredFrames,
     units:list,            # (columns, units `(k, p)`, penalty of Eq. 1) of each part
-):                         # As `StoredFrames`; `close` removes the files
+)->StoredFrames:           # As `StoredFrames`; `close` removes the files
     "Codes of all parts, side by side, in files"
     folder = self.folder; place = _scratch(folder)
     starts = np.c_[[p.start for p in folder.parts], np.cumsum([0, *self.counts])[:-1]]     # in the folder, among faces

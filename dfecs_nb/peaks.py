@@ -18,7 +18,7 @@ def crests(
     W,         # Curves `(m, n)`
     ripple,    # Differences up to this do not count `(m,)`
     out,       # Filled, int8 `(m, n)`: 1 at a crest, -1 at a trough, 0 elsewhere
-):             # None
+):
     "Frames that stand out from both neighbors"
     for r in range(W.shape[0]):
         w,e = W[r],ripple[r]
@@ -33,7 +33,7 @@ def crests(
 def standing(
     y,         # One curve `(n,)`
     least,     # Rise that counts, above 0
-):             # Frames of the peaks, ascending
+)->np.ndarray: # Frames of the peaks, ascending
     "Peaks that rise by `least` above zero and above the valleys on both sides"
     n = len(y); out = np.empty(n, np.int64); m = i = 0
     while i < n:
@@ -62,7 +62,7 @@ def walk_down(
     step,      # -1 to the left, 1 to the right
     end,       # Frame at which to stop at the latest
     height,    # To walk down to
-):             # Frame and fraction; `end` if the curve stays above
+)->float:      # Frame and fraction; `end` if the curve stays above
     "Where a curve, followed from a peak, first falls below a height"
     while i!=end and y[i+step]>=height: i += step
     return float(i) if i==end else i + step*(y[i]-height)/(y[i]-y[i+step])
@@ -72,7 +72,7 @@ def walk_down(
 def search(
     L,         # One curve, smoothed more and more `(n_levels, n)`
     least,     # Rise that counts at each level `(n_levels,)`
-):             # A row a movement, in time order: frame, level, borders at half height `(m, 4)`
+)->np.ndarray: # A row a movement, in time order: frame, level, borders at half height `(m, 4)`
     "Movements at all levels, each at the finest one at which it stands out"
     n = L.shape[1]; out = np.empty((n, 4)); m = 0
     for l in range(len(L)):
@@ -95,7 +95,7 @@ def _free(found, i, a, b):
 def borders(
     L,         # The levels `(n_levels, n)`
     found,     # From `search`
-):             # Valleys between neighboring movements, with both ends of the curve `(m+1,)`
+)->np.ndarray: # Valleys between neighboring movements, with both ends of the curve `(m+1,)`
     "The deepest points between movements"
     m = len(found); out = np.empty(m+1, np.int64); out[0],out[m] = 0,L.shape[1]-1
     for q in range(1, m):
@@ -119,7 +119,7 @@ def measure(
     noise,     # Standard deviation of the noise at each level `(n_levels,)`
     found,     # From `search`
     edge,      # Share of the height at which a movement starts and ends
-):             # A row a movement: start, apex, end, height, duration at half height, cut at start, cut at end `(m, 7)`
+)->np.ndarray: # A row a movement: start, apex, end, height, duration at half height, cut at start, cut at end `(m, 7)`
     "Start, apex, end and height of movements; times in frames"
     wall = borders(L, found); out = np.zeros((len(found), 7)); last = L.shape[1]-1
     for q in range(len(found)):
@@ -145,7 +145,7 @@ def survivors(
     Z,         # Strength at each scale, comparable between scales `(m, n)`
     marks,     # From `crests` `(m, n)`
     half,      # Frames
-):             # Scale, frame and sign of each survivor, by frame `(p, 3)`
+)->np.ndarray: # Scale, frame and sign of each survivor, by frame `(p, 3)`
     "Crests and troughs that are the strongest of their kind around"
     m,n = Z.shape; out = np.empty((max((marks!=0).sum(), 1), 3), np.int64); p = 0
     for t in range(n):
@@ -165,8 +165,10 @@ def _strongest(Z, marks, r, t, s, half):
 # %% ../nbs/12b_peaks.ipynb #11669576
 @compiled
 def merge(
-    Z, marks, half,   # As in `survivors`
-):                    # int8 `(n,)`: 1 at a crest, -1 at a trough, 0 elsewhere
+    Z,         # Strength at each scale, comparable between scales `(m, n)`
+    marks,     # From `crests` `(m, n)`
+    half,      # Frames
+)->np.ndarray: # int8 `(n,)`: 1 at a crest, -1 at a trough, 0 elsewhere
     "Peaks of all scales as one list"
     P = survivors(Z, marks, half); n = Z.shape[1]; out = np.zeros(n, np.int8); taken = np.zeros(n, np.bool_)
     strength = np.empty(len(P))
@@ -182,13 +184,13 @@ def statistics(
     values,    # Lists one after another
     counts,    # Length of each list `(m,)`
     robust,    # Leave out outliers?
-):             # A row a list: number kept, sum, mean, std, min, max; 0 for an empty list `(m, 6)`
+)->np.ndarray: # A row a list: number kept, sum, mean, std, min, max; 0 for an empty list `(m, 6)`
     "Numbers of many lists of values"
     out = np.zeros((len(counts), 6)); at = 0
     for r in range(len(counts)):
         v = np.sort(values[at:at+counts[r]]); at += counts[r]
         if robust and len(v)>=6:
-            low,high = _share(v, .25),_share(v, .75); reach = 1.5*(high-low)
+            low,high = _share(v, .25),_share(v, .75); reach = 1.5*(high-low) + 1e-9*max(abs(low), abs(high))
             v = v[(v>=low-reach) & (v<=high+reach)]
         if len(v):
             out[r, 0],out[r, 1],out[r, 2] = len(v),v.sum(),v.mean()

@@ -36,8 +36,8 @@ def principal_directions(
 
 def _as_frames(X): return X if isinstance(X, (Frames, StoredFrames)) else Frames(X)
 
-def _strongest(b, Z): W = b.X@Z; return W[np.abs(W).argmax(0), np.arange(W.shape[1])]
-def _stronger(a, b): return np.where(np.abs(b) > np.abs(a), b, a)
+def _strongest(b, Z): W = b.X@Z; return W[(np.abs(W)>=(1-1e-6)*np.abs(W).max(0)).argmax(0), np.arange(W.shape[1])]
+def _stronger(a, b): return np.where(np.abs(b) > (1+2e-6)*np.abs(a), b, a)
 
 # %% ../nbs/06_pfm.ipynb #fdec5346
 def learn_dictionary(
@@ -49,7 +49,7 @@ def learn_dictionary(
     random_state=0,        # Seed of replacements for units that nobody uses
     start=None,            # Units to start from, more rows than `k` are cut; None: the principal directions of `X`
     least:float=1e-6,      # A unit is unused if its squared codes sum to no more
-):                         # (units `(k, p)` with norms <= 1, codes `(n, k)`, objective after each round)
+)->tuple:                  # (units `(k, p)` with norms <= 1, codes `(n, k)`, objective after each round)
     "Positive sparse dictionary learning (paper Eq. 1)"
     F = Frames(X); D,cost = _rounds(F, k, alpha, max_iter, tol, random_state, start, least)
     return D, recoded(F.block, D, alpha), cost
@@ -111,7 +111,7 @@ def largest_reaching(
     values,                   # Penalties, descending
     variance:float,           # Wanted, percent
     search:str='bisect',      # 'bisect', or 'exhaustive': one after the other
-):                            # The first of `values` that reaches `variance`; None if there is none
+)->float|None:                # The first of `values` that reaches `variance`; None if there is none
     "Largest penalty with which the wanted variance is explained"
     tried = {}
     def reaches(i):
@@ -133,7 +133,7 @@ def first_reaching(
     ks, alphas,               # Rows, ascending; penalties, descending
     variance:float,           # Wanted, percent
     search:str='bisect',      # 'bisect' or 'exhaustive'
-):                            # (k, alpha) of the paper's search; None if no cell reaches
+)->tuple|None:                # (k, alpha) of the paper's search; None if no cell reaches
     "The first cell, row by row, that explains the wanted variance"
     for k in ks:
         alpha = largest_reaching(partial(ve, k), alphas, variance, search)
@@ -217,7 +217,7 @@ def __call__(self:_Cells, k, alpha):
 # %% ../nbs/06_pfm.ipynb #a1193146
 @patch
 def fit(self:_Cells,
-    k, alpha):                    # Units, and penalty of Eq. 1
+    k, alpha)->tuple:             # Units, and penalty of Eq. 1
     "(units that are used, objective after each round) of a cell"
     cell = (k, alpha)
     if cell in self.fits: return self.fits[cell]
@@ -259,7 +259,7 @@ def _rows(known, name, mark, must=False):
                                                    'with other settings: a search goes on with what it began with')
     return [{k: v for k,v in r.items() if k not in ('level', 'chosen')} for r in fit]
 
-# %% ../nbs/06_pfm.ipynb #4edcd4bd
+# %% ../nbs/06_pfm.ipynb #74f3aae8
 def _check(self, n):
     for name in ('n_components', 'alpha'):
         value = getattr(self, name)
@@ -272,6 +272,11 @@ def _check(self, n):
     if self.n_components and n < self.n_components:
         raise ValueError(f'{self.n_components} units cannot be learned from {n} frames (n_samples={n}); '
                          'at least as many frames as units are needed')
+
+def _percent(v, X, *given):
+    "Tell who means a share, where settings that are not given (None) are searched; models inside others say nothing"
+    if None in given and 0<v<=1 and not isinstance(X, (Frames, StoredFrames)): warnings.warn(
+        f'variance is in percent: {v:g} asks for {v:g} % ({100*v:g} for {100*v:g} %)', stacklevel=4)
 
 # %% ../nbs/06_pfm.ipynb #b3e5cebf
 def _columns(part, X):
@@ -286,10 +291,11 @@ def _columns(part, X):
                          f'got {part!r}')
     return at, width
 
-# %% ../nbs/06_pfm.ipynb #74f3aae8
+# %% ../nbs/06_pfm.ipynb #c0731ec3
 def _fit(self, X, known, tell):
     "Fit the model; returns the frames of the part, and its columns"
     X = opened(X); at,width = _columns(self.part, X); F,missing = _part_frames(self, X, at, width); _check(self, F.n)
+    _percent(self.variance, X, self.n_components, self.alpha)
     D = _learn(self, F, known, tell)*(F.fold(peaks, add=np.maximum) > 0)          # what never moves is not in a unit
     energy = F.fresh().fold(_energy, D, self.alpha_) if len(D) else np.zeros(0)
     order = np.argsort(-energy*(D**2).sum(1), kind='stable')
@@ -356,7 +362,7 @@ class PartFaceModel(UnitsMixin, BaseEstimator):
         X,                        # Keypoint motion: table or array `(n, 136)`
         y=None,                   # Ignored
         known=None, tell=None,    # See `fit`
-    ):                            # Codes of Eq. 1 `(n, k)` in the order of `components_`; a table if `X` is one
+    )->pd.DataFrame|np.ndarray:   # Codes of Eq. 1 `(n, k)` in the order of `components_`; a table if `X` is one
         "Learn the part's units and return the codes"
         if isinstance(opened(X), TableFolder):
             raise ValueError('the codes of a folder are not held in memory: call fit, then transform')
@@ -369,7 +375,7 @@ class PartFaceModel(UnitsMixin, BaseEstimator):
         X,                        # Keypoint motion: table or array `(n, 136)`
         alpha=None,               # Penalty of Eq. 4; None is the one of the training (twice Eq. 1's)
         out=None, client=None,    # For a folder: where its codes go, and a Dask client, see `UnitsMixin`
-    ):                            # Codes `(n, k)`, the paper's V_f transposed; a table, or a folder, if `X` is one
+    )->pd.DataFrame|np.ndarray|TableFolder: # Codes `(n, k)`, the paper's V_f transposed; kind as `X`
         "Exact codes of the part"
         check_is_fitted(self, 'components_')
         return super().transform(X, 2*self.alpha_ if alpha is None else alpha, out, client)
@@ -381,7 +387,7 @@ def fit(self:PartFaceModel,
     y=None,                       # Ignored
     known=None,                   # `history_` of an earlier search of the same frames; its cells are not fitted again
     tell=None,                    # Called after each fit with (part, units, alpha, variance), to show progress
-):                                # The fitted model
+)->PartFaceModel:                 # The fitted model
     "Learn the part's units"
     _fit(self, X, known, tell)
     return self

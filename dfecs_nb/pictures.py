@@ -126,7 +126,8 @@ def _open_path(path):
         if path.suffix.lower() not in _IMAGES: return _open_video(path)
         return dict(pictures=_pictures([path]), name=path.stem, count=1)
     files = sorted((f for f in path.iterdir() if f.suffix.lower() in _IMAGES and f.name[0]!='.'), key=_natural)
-    if not files: raise ValueError(f'{path} contains no images ({", ".join(_IMAGES)})')
+    if not files: raise ValueError(f'{path} contains no images ({", ".join(_IMAGES)}); '
+                                'the videos in a folder are tracked with track_all(folder, out)')
     return dict(pictures=_pictures(files), name=path.resolve().name, count=len(files))
 
 # %% ../nbs/00a_pictures.ipynb #6fcafd88

@@ -41,7 +41,7 @@ ERRORS = (ValueError, OSError, ImportError)
 
 def one_line(
     e,                 # Exception or warning
-)->str:
+)->str:               # One line
     "Its message without line breaks"
     return ' '.join(str(e).split()) or type(e).__name__
 
@@ -94,10 +94,11 @@ def track_videos(
     tracker='auto',            # As in `track`
     progress:bool=False,       # Progress bars?
     subject=None,              # Whose video it is, see `person_of`; None: each video is a person of its own
-    device='auto', model_path=None,  # As in `track`
+    device='auto',             # As in `track`
+    model_path=None,           # As in `track`
     **kw,                      # More for `track`: fps, detect_every, face
 )->Analysis:                   # With `sources`, `keypoints`, `failed` and `notes`
-    "Track every video; one that fails is reported, the others go on"
+    "Track every video; one that fails is reported, the others go on; `kw` as in `track`: fps, detect_every, face"
     from dfecs_nb.trackers import load_tracker
     who = [subject and person_of(path, subject) for path in videos]                 # what is wrong is said before
     a = Analysis(); loaded = load_tracker(tracker, device, model_path, progress)
@@ -192,7 +193,7 @@ def analyze(
     subject=None,              # Whose video it is, see `person_of`; None: each video is a person of its own
     **kw,                      # For `track_videos`
 )->Analysis:                   # Every stage
-    "The whole chain: track, standardize, keypoint motion, learn or load units, code"
+    "The whole chain: track, standardize, motion, learn or load units, code; `kw` as in `track_videos`"
     if isinstance(units, (str, Path)) and units!='fit': units, origin = _loaded(units)
     else: origin = 'given by the user'
     if not alpha>=0: raise ValueError(f'alpha must not be negative; got {alpha!r}')

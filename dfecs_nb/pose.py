@@ -104,7 +104,7 @@ def _angles(pose, kpm):
 # %% ../nbs/02a_pose.ipynb #61a59969
 def _same_rows(other, kpm, name, width=136):
     "Values of `other` in the rows of `kpm`: by index for tables, else by order"
-    n = len(as_matrix(kpm))
+    n = len(as_matrix(kpm, name='kpm'))
     if isinstance(other, pd.DataFrame) and isinstance(kpm, pd.DataFrame):
         if other.index.has_duplicates or not len(other.index.intersection(kpm.index)):
             raise ValueError(f'{name} and kpm have no rows in common, or rows with the same name: give tables of the '
@@ -193,7 +193,7 @@ def plot_pose(
     shares:pd.DataFrame,   # Of `residual_pose`
     ax=None,               # Matplotlib axes; None makes a figure
     title:str=None,        # Title; None says how many frames
-):                         # The axes
+)->object:                 # The axes
     "Draw the share of the movement that head pose predicts, by part"
     import matplotlib.pyplot as plt
     if not {'after', 'before'} & set(shares): raise ValueError('expected the table of residual_pose, with a column '

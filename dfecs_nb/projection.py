@@ -181,7 +181,7 @@ def arrows(self:Mixer,
     values,          # Slider positions: `(k,)`, or {name or row of a unit: position}
     **kwargs,        # To `arrows_svg`
 )->str:              # SVG text
-    "The arrows as SVG text"
+    "The arrows as SVG text; `kwargs` as in `arrows_svg`: artefacts, label, side"
     return arrows_svg(self.shown, self.moves(values), **kwargs)
 
 # %% ../nbs/11_projection.ipynb #2e6a9d0f
@@ -252,7 +252,7 @@ def _button(text, icon, tip, action):
 
 # %% ../nbs/11_projection.ipynb #f9967f0e
 def _slider(name, tip, width, top=2., whole=False):
-    "A slider, and a row of a labelled number and the slider, which are always equal"
+    "A slider, and a row of a labeled number and the slider, which are always equal"
     import ipywidgets as w
     kind, box = (w.IntSlider, w.BoundedIntText) if whole else (w.FloatSlider, w.BoundedFloatText)
     kw = dict(min=0, max=top)
@@ -421,7 +421,8 @@ def copy(self:ProjectionPanel):
     self.text.layout.display = 'none' if self.text.layout.display is None else None
 
 @patch
-def save(self:ProjectionPanel):
+def save(self:ProjectionPanel,
+)->Path:             # Where it lies; None if it could not be saved
     "Save the moved photograph; a file that is already there is kept, and the new one gets a number"
     path = Path(self.file.value.strip() or 'face.png').expanduser(); free, n = path, 1
     try:

@@ -159,10 +159,10 @@ def _read(curves, ks, kind):
     return pd.DataFrame([{**facts, 'kind': kind, 'k': k, 've': ve[min(k, len(ve)-1)]}
                          for facts,ve in curves for k in ks])
 
-# %% ../nbs/10a_protocol.ipynb #a5a7b8c2
+# %% ../nbs/10a_protocol.ipynb #69e8c929
 def spread(
     table:pd.DataFrame,      # Result of `cross_dataset`, or several joined (with a column such as `seed`)
-)->pd.DataFrame:             # Index train, test, model, kind, k; columns mean, sd, low, high (all per cent), n
+)->pd.DataFrame:             # Index train, test, model, kind, k; columns mean, sd, low, high (all percent), n
     "Variance explained over all repetitions: mean, standard deviation, smallest and largest"
     keys = _result(table)
     return table.groupby(keys, sort=False).ve.agg(mean='mean', sd='std', low='min', high='max', n='size')
@@ -175,12 +175,12 @@ def _result(table):
     if lack: raise ValueError(f'table must be a result of cross_dataset; it lacks {", ".join(lack)}')
     return keys
 
-# %% ../nbs/10a_protocol.ipynb #69e8c929
+# %% ../nbs/10a_protocol.ipynb #7581084e
 def plot_cross(
     table:pd.DataFrame,      # Result of `cross_dataset`
     size:tuple=(2.9, 2.4),   # Width and height of a panel, inches
-):                           # The figure
-    "Variance explained against the number of units, a panel for each train and test set; bands: all folds"
+)->object:                   # The figure
+    "Variance explained by number of units, a panel for each train and test set; bands, or bars: all folds"
     import matplotlib.pyplot as plt
     s = spread(table).reset_index(); s = s[s.k>0]; rows,tests = s.train.unique(),s.test.unique()
     cols = sorted(tests, key=[*rows, *tests].index)                # the diagonal holds the left-out people
@@ -198,15 +198,18 @@ def _one_kind(table):
     if ',' in kinds: raise ValueError(f'one figure needs one definition of variance explained; found {kinds}')
     return kinds
 
-# %% ../nbs/10a_protocol.ipynb #d215988a
+# %% ../nbs/10a_protocol.ipynb #62f77913
 def _panel(ax, s, train, test):
     "Curves of all models from one train set to one test set"
-    for i,m in enumerate(s.model.unique()):
-        color,style = _COLORS[i%len(_COLORS)],'o--' if i//len(_COLORS)%2 else 'o-'      # dashes: colors come again
+    models = s.model.unique(); colors = *_COLORS, '#888888'
+    for i,m in enumerate(models):
+        color,style = colors[i%len(colors)],'o--' if i//len(colors)%2 else 'o-'         # dashes: colors come again
         t = s[(s.train==train) & (s.test==test) & (s.model==m)]
         if not len(t): continue
-        ax.plot(t.k, t['mean'], style, color=color, ms=3, lw=1.3, label=m)
-        ax.fill_between(t.k, t.low, t.high, color=color, alpha=.15, lw=0)
+        few = len(models)<=4; k = t.k if few else t.k*1.02**(i-(len(models)-1)/2)       # many stand side by side
+        ax.plot(k, t['mean'], style, color=color, ms=3, lw=1.3, label=m)
+        if few: ax.fill_between(k, t.low, t.high, color=color, alpha=.15, lw=0)
+        else: ax.vlines(k, t.low, t.high, color=color, lw=1, alpha=.6)
     if not ax.lines: ax.set_axis_off(); return
     ax.set_title(f'{train} → ' + ('left-out people' if train==test else test), fontsize=9); _log_ticks(ax)
     ax.tick_params(labelbottom=True, labelleft=True, labelsize=8)
@@ -252,12 +255,12 @@ def _unit_count(units):
     _,C,_,signed = _unit_set(units)
     return len(C)//(2 if signed else 1)
 
-# %% ../nbs/10a_protocol.ipynb #7581084e
+# %% ../nbs/10a_protocol.ipynb #d215988a
 def plot_train_test(
     table:pd.DataFrame,      # Result of `train_test_curves`
     ax=None,                 # Matplotlib axes; None makes a figure
     title:str=None,          # Above the figure
-):                           # The axes
+)->object:                   # The axes
     "Train (lines) and average test (dashes) against the number of units, a color for each train set (paper Fig. 5)"
     import matplotlib.pyplot as plt
     kind = _one_kind(table)
@@ -302,7 +305,7 @@ def _differences(table, first, second, over):
     wide = t.pivot(index=keys, columns='model', values='ve')
     d = (wide[first]-wide[second]).round(9).rename('d').reset_index()         # rounding noise is no difference
     if d.d.isna().any(): raise ValueError(f'{d.d.isna().sum()} values have no partner: both models need the same runs')
-    return d if over=='fold' else d.groupby([c for c in keys if c!='fold'], sort=False).d.mean().reset_index()
+    return d if over=='fold' else d.groupby([c for c in keys if c!='fold'], sort=False).d.mean().round(9).reset_index()
 
 # %% ../nbs/10a_protocol.ipynb #564f1bc0
 def _compared(d, n_boot, random_state):

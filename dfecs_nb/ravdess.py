@@ -163,7 +163,7 @@ def load_ravdess(
     errors:str='warn',          # 'warn' skips files that cannot be read, 'raise' stops at the first
     progress:bool=False,        # Show how far downloading and reading are?
     n_jobs:int=None,            # Files read at the same time; None: one for each processor, at most 8
-):                              # Keypoint table in pixels, or (table, labels) with the same index
+)->pd.DataFrame|tuple:          # Keypoint table in pixels, or (table, labels) with the same index
     "Keypoints of the RAVDESS actors, by OpenFace"
     if root is None: root = _ravdess_root(folder, accept_license, progress)
     notes = {}; trials = _trials(_tables_at(root), channel, notes)

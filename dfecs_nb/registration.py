@@ -96,7 +96,7 @@ def _fit_similarity(x, y, anchors, points):
     "Complex `(a, b)`, each `(n,)`, of the maps z -> a z + b that put the anchors exactly on their targets"
     at = np.searchsorted(points, list(anchors)); s = x[:, at] + 1j*y[:, at]
     t = np.array(list(anchors.values()), float) @ [1, 1j]; one = np.ones(len(s), complex)
-    span = s[:, 1]-s[:, 0] if len(at)==2 else one; span[span==0] = np.nan
+    span = s[:, 1]-s[:, 0] if len(at)==2 else one; span[np.abs(span) <= 1e-9*np.abs(s).max(1)] = np.nan
     a = (t[1]-t[0])/span if len(at)==2 else one
     return a, t[0] - a*s[:, 0]
 
@@ -166,7 +166,7 @@ def motion_on(
     face:np.ndarray,      # Keypoints of a roughly frontal face in pixels, `(68, 2)`; NaN where it has no point
 )->np.ndarray:            # Movements in pixels of that face, `(n, 68, 2)`
     "Movements on the standard face as movements on a given face"
-    d,F = as_points(kpm),np.asarray(face, float)
+    d,F = as_points(kpm, 'kpm'),np.asarray(face, float)
     if F.shape!=(68, 2): raise ValueError(f'face must be keypoints (68, 2); found {F.shape}')
     points = np.setdiff1d(np.flatnonzero(np.isfinite(F).all(1)), missing_points(kpm))
     out = np.full_like(d, np.nan); out[:, points] = d[:, points]; x,y = F[None, points].transpose(2, 0, 1)

@@ -48,7 +48,7 @@ def text_label(
 def report_unmeasured(
     skipped:list,  # (…, video, scale) of each row that is empty
     n_rows:int,    # Number of rows
-):                 # None
+):
     "A warning about what could not be measured, or an error if that is everything"
     if not skipped: return
     first = ', '.join(sorted({f'{v} at scale {s}' for *_,v,s in skipped})[:3])
@@ -67,7 +67,7 @@ def diversity(
     method:str='bitbox',     # 'bitbox' (peaks) or 'events'
     **options,               # For 'events', as in `find_events`
 )->pd.DataFrame:             # Index (subject, video, scale); diversity 0 to 1 (NaN: one signal, or no peak), effective
-    "How evenly the movement spreads over the signals"
+    "How evenly the movement spreads over the signals; options for 'events' as in `find_events`"
     if weight not in ('size', 'count'): raise ValueError(f"weight must be 'size' or 'count'; got {weight!r}")
     seconds = scale_seconds(scales); merged = bool(aggregate) and seconds is not None and len(seconds)>1; rows = []
     for r in recordings(activations, fps):
@@ -102,7 +102,7 @@ def fit_mirror(
 # %% ../nbs/12f_relations.ipynb #83d6c7ba
 def asymmetry(
     keypoints,          # Keypoints or standard face: table, `(n, 136)` or `(n, 68, 2)`; any unit
-):                      # Columns `ASYMMETRY`, shares of the outer eye distance; table in, table out, else `(n, 6)`
+)->object:              # Columns `ASYMMETRY`, shares of the outer eye distance; table in, table out, else `(n, 6)`
     "How far each part of a face is from its own mirror image, in every frame"
     stage = getattr(keypoints, 'attrs', {}).get('stage')
     if stage in ('kpm', 'activations'): raise ValueError(f'asymmetry needs places of keypoints, found stage {stage!r}')
@@ -130,7 +130,7 @@ def _profile(A, b, width, lags):
     "Mean Fisher z at each lag, and the number of windows behind it; A: `_moments` of the first signal's windows"
     size = next_fast_len(width+2*lags, real=True); B = _moments(_windows(b, width, lags), size)
     def along(p, q): return irfft(np.conj(A[p])*B[q], size)[:, :2*lags+1]       # sums over the window at each lag
-    n,sa,sb,saa,sbb,sab = along(0, 0),along(1, 0),along(0, 1),along(2, 0),along(0, 2),along(1, 1)
+    n,sa,sb,saa,sbb,sab = along(0, 0).round(),along(1, 0),along(0, 1),along(2, 0),along(0, 2),along(1, 1)
     m = np.maximum(n, 1); va,vb,cov = saa-sa*sa/m,sbb-sb*sb/m,sab-sa*sb/m
     good = (n>=width/2) & (va>1e-9*width) & (vb>1e-9*width)
     r = np.clip(cov/np.sqrt(np.where(good, va*vb, 1)), -1+1e-9, 1-1e-9); count = good.sum(0)
@@ -197,7 +197,8 @@ def _suits(name, v, width, fps):
 
 # %% ../nbs/12f_relations.ipynb #c1dc6e3c
 def coordination(
-    a, b,                       # Activations of two people, one video each; signals of the same name are paired
+    a,                          # Activations of one person, one video
+    b,                          # Those of another; signals of the same name are paired
     window:float=5.,            # Length of a window, seconds
     max_lag:float=1.,           # Largest shift to both sides, seconds
     n_surrogates:int=200,       # Number of circular shifts that show what chance gives
@@ -205,13 +206,16 @@ def coordination(
     random_state:int=0,         # Decides the shifts
 )->pd.DataFrame:                # A row a pair: signal_a, signal_b, r, lag (seconds), chance, excess, p, lead, n_windows
     "Do two signals move together, more than chance, and who leads?"
-    pairs, rate = _paired(a, b, fps); rows = []
-    for name,other,x,y in pairs:
-        width, lags = _sizes(len(x), rate, window, max_lag, n_surrogates)
-        for s,v in ((name, x), (other, y)): _suits(s, v, width, rate)
-        z, Z, count = _surrogates(x, y, width, lags, n_surrogates, np.random.default_rng(random_state))
-        rows.append(dict(signal_a=name, signal_b=other, **_summary(z, Z, count, lags, rate)))
-    return pd.DataFrame(rows)
+    pairs, rate = _paired(a, b, fps); how = window, max_lag, n_surrogates
+    return pd.DataFrame([_of_pair(*p, rate, how, random_state) for p in pairs])
+
+# %% ../nbs/12f_relations.ipynb #7c14311c
+def _of_pair(name, other, x, y, rate, how, random_state):
+    "One row of `coordination`"
+    width, lags = _sizes(len(x), rate, *how)
+    for s,v in ((name, x), (other, y)): _suits(s, v, width, rate)
+    z, Z, count = _surrogates(x, y, width, lags, how[-1], np.random.default_rng(random_state))
+    return dict(signal_a=name, signal_b=other, **_summary(z, Z, count, lags, rate))
 
 # %% ../nbs/12f_relations.ipynb #86a22072
 def _summary(z, Z, count, lags, rate):
@@ -224,10 +228,15 @@ def _summary(z, Z, count, lags, rate):
 
 # %% ../nbs/12f_relations.ipynb #cc986ffb
 def plot_coordination(
-    a, b,                       # Two signals, as in `coordination`; a single pair
-    window:float=5., max_lag:float=1., n_surrogates:int=200, fps:float=None, random_state:int=0,  # As in `coordination`
+    a,                          # One signal, as in `coordination`
+    b,                          # The other; a single pair
+    window:float=5.,            # Length of a window, seconds
+    max_lag:float=1.,           # Largest shift to both sides, seconds
+    n_surrogates:int=200,       # Number of circular shifts that show what chance gives
+    fps:float=None,             # Frames a second; None: the tables' own, else 30
+    random_state:int=0,         # Decides the shifts
     ax=None,                    # Matplotlib axes; None makes a figure
-):                              # The axes
+)->object:                      # The axes
     "Correlation of two signals by lag, with what chance gives"
     import matplotlib.pyplot as plt
     pairs, rate = _paired(a, b, fps)

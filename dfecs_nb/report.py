@@ -39,14 +39,14 @@ def plot_activations(
     activations:pd.DataFrame,  # Activation table of one video
     n:int=6,                   # Units to draw
     ax=None,                   # Matplotlib axes; None makes a figure
-):                             # The axes
+)->object:                     # The axes
     "The strongest units of a video over time"
     import matplotlib.pyplot as plt
     names = strongest(activations, n); t,label = time_axis(activations); rows = max(len(names), 1)
     if ax is None: ax = plt.figure(figsize=(8, .55*max(rows, 2)+.8), layout='constrained').add_subplot()
     if not names: ax.text(.5, .5, 'no unit is active', ha='center', transform=ax.transAxes)
     top = np.nanmax(activations[names].to_numpy()) if names else 1.
-    for i,name in enumerate(names): _draw_line(ax, t, activations[name].to_numpy(), -i, .9/top)
+    for i,name in enumerate(names): _draw_line(ax, t, activations[name].to_numpy(), -i, .7/top)
     ax.set_yticks(-np.arange(len(names)), names)
     ax.set(xlabel=label, xlim=(t.min(), max(t.max(), t.min()+1e-9)), ylim=(.75-rows, 1.1))
     for side in ('top', 'right', 'left'): ax.spines[side].set_visible(False)
@@ -59,7 +59,8 @@ def _draw_line(ax, t, v, base, scale):
     ax.fill_between(t, base, y, color='#0072B2', alpha=.35, lw=0)
     ax.plot(t, y, color='#0072B2', lw=.8)
     ax.plot(t[at], y[at], 'o', color='#D55E00', ms=3.5)
-    ax.annotate(f'{v[at]:.0f}', (t[at], y[at]), (4, -1), textcoords='offset points', fontsize=7, color='#D55E00')
+    ax.annotate(f'{v[at]:.0f}', (t[at], y[at]), (0, 3), textcoords='offset points', fontsize=8, ha='center',
+                color='#D55E00')
 
 # %% ../nbs/13a_report.ipynb #87a77e78
 def moments(
@@ -80,12 +81,12 @@ def plot_moments(
     keypoints:pd.DataFrame,    # Its keypoint table, in pixels
     activations:pd.DataFrame,  # Its activation table
     n:int=5,                   # Units
-):                             # The figure, or None if no face was found
+)->object:                     # The figure, or None if no face was found
     "The quietest frame of a video and the apexes of its strongest units"
     import matplotlib.pyplot as plt
     what = moments(activations, n)
     if not what: return None
-    fig = plt.figure(figsize=(1.9*len(what), 2.2), layout='constrained')
+    fig = plt.figure(figsize=(1.9*len(what), 2.5), layout='constrained')
     _draw_moments(fig.subplots(1, len(what), squeeze=False)[0], source, keypoints, what)
     return fig
 
@@ -104,7 +105,7 @@ def _draw_moments(axs, source, keypoints, what):
 def _draw_face(ax, rgb, points, title):
     "A picture cropped to the face, with its keypoints"
     middle, half = (points.min(0)+points.max(0))/2, .75*np.ptp(points, axis=0).max()
-    ax.imshow(rgb); plot_face(points, ax=ax, lw=.7, ms=2); ax.set_title(title, fontsize=7)
+    ax.imshow(rgb); plot_face(points, ax=ax, lw=.7, ms=2); ax.set_title(title, fontsize=12)
     ax.set(xlim=middle[0]+half*np.array([-1, 1]), ylim=middle[1]+half*np.array([1, -1]))
 
 # %% ../nbs/13a_report.ipynb #553602e8
@@ -151,7 +152,7 @@ def write_report(
     path,            # HTML file
     title:str,       # Of the page
     parts:list,      # HTML made by `part`
-):                   # `path`
+)->object:           # `path`
     "Write a self-contained HTML page, whole or not at all"
     style, body = data_file('report.css').read_text(encoding='utf-8'), '\n'.join(parts)
     page = _PAGE.format(title=html.escape(title), style=style, body=body, version=__version__)

@@ -19,6 +19,17 @@ def _movement(t, at, seconds, hold, skew):
     u = (t-start)/full; ramp = np.minimum(u/((1-hold)*skew), (1-u)/((1-hold)*(1-skew)))
     return (1-np.cos(np.pi*np.clip(ramp, 0, 1)))/2
 
+# %% ../nbs/12d_rest.ipynb #4d13ce29
+def _positive(name, v):
+    if not (isinstance(v, (int, float, np.number)) and 0<v<np.inf):
+        raise ValueError(f'{name} must be a number above 0; got {v!r}')
+
+def _span(name, v, least):
+    "An error unless `v` is a shortest and a longest duration"
+    a = np.asarray(v)
+    if a.shape!=(2,) or a.dtype.kind not in 'iuf' or not least<=a[0]<=a[1]<np.inf: raise ValueError(
+        f'{name} must be (shortest, longest), seconds, {"above" if least else "not below"} 0; got {v!r}')
+
 # %% ../nbs/12d_rest.ipynb #0c4850cc
 def simulate_events(
     minutes:float=5.,          # Length of the recording
@@ -30,6 +41,8 @@ def simulate_events(
     random_state:int=0,        # Decides everything
 )->tuple:                      # The signal `(n,)`, and a table of the true start, end and seconds of each movement
     "Movements with known start and end, on a drifting baseline with noise"
+    _positive('minutes', minutes); _positive('fps', fps); _span('seconds', seconds, 1e-9); _span('pause', pause, 0)
+    if 60*minutes*fps<1.5: raise ValueError(f'minutes={minutes:g} at fps={fps:g} is shorter than two frames')
     rng = np.random.default_rng(random_state); t = np.arange(round(60*minutes*fps))/fps; x = np.zeros(len(t)); rows = []
     at = rng.uniform(1, 4)
     while True:
@@ -40,12 +53,23 @@ def simulate_events(
     x += drift*(np.sin(2*np.pi*(t/rng.uniform(60, 120)+rng.random())) + t/t[-1])
     return x + noise*rng.standard_normal(len(t)), pd.DataFrame(rows, columns=['start', 'end', 'seconds'])
 
-# %% ../nbs/12d_rest.ipynb #b0666656
+# %% ../nbs/12d_rest.ipynb #53ad402a
+def _seen(X, fps, ndim, wrong):
+    "Signals as an array in which something was seen"
+    X = np.asarray(X, float); _positive('fps', fps)
+    if X.ndim!=ndim or not X.size: raise ValueError(wrong.format(X.shape))
+    empty = ~np.isfinite(np.atleast_2d(X)).any(1)
+    if empty.any(): raise ValueError(f'no frame was seen: all {X.shape[-1]} are NaN'
+                                     + (f' in row {empty.argmax()}' if ndim==2 else ''))
+    return X
+
+# %% ../nbs/12d_rest.ipynb #1c473f29
 def noise_level(
     x:np.ndarray,      # One signal, `(n,)`, NaN where nothing was seen
     fps:float,         # Frames a second
 )->tuple:              # Standard deviation of the noise; the number of frames over which it is alike
     "The noise of a signal, from its differences at several lags"
+    x = _seen(x, fps, 1, 'x must be one signal `(n,)`; found shape {}: give one at a time')
     spread = np.nanmax(x)-np.nanmin(x); lags = np.unique(np.round(1.5**np.arange(12)).astype(int))
     lags = lags[(lags==1) | (lags<=.2*fps) & (2*lags<len(x))]
     sds, flat = (np.array(v) for v in zip(*[_difference(x, h, spread) for h in lags]))
@@ -92,13 +116,15 @@ def _at_rest(r, seen, sure):
         w[i] = np.abs(v) <= 2.25*sd + .02*np.ptp(u)
     return np.maximum(w, .003)
 
-# %% ../nbs/12d_rest.ipynb #4d13ce29
+# %% ../nbs/12d_rest.ipynb #b72f0555
 def baseline(
     X:np.ndarray,        # Signals, `(m, n)`, NaN where nothing was seen
     fps:float,           # Frames a second
     drift:float=6.,      # Reach of the fit to both sides, seconds; what changes more slowly is drift
 )->np.ndarray:           # `(m, n)`, finite everywhere
     "The level of rest under upward movements"
+    X = _seen(X, fps, 2, 'X must be signals `(m, n)`, a row a signal; found shape {}. Give one signal as x[None]')
+    _positive('drift', drift)
     t, B, share = _nodes(X, fps); step = t[1]-t[0] if len(t)>1 else 1.
     half = max(2, min(round(drift*fps/step), len(t)))
     level = (B*share).sum(1, keepdims=True)/share.sum(1, keepdims=True); B = B-level; w = share
@@ -131,7 +157,8 @@ def smooth_levels(
 # %% ../nbs/12d_rest.ipynb #fc852146
 def level_noise(
     L:np.ndarray,        # Curves above their baselines at each level, `(m, n_levels, n)`, NaN in gaps
-    sd:np.ndarray, reach:np.ndarray,   # From `noise_level`, `(m,)` each
+    sd:np.ndarray,       # Noise of each curve, from `noise_level`, `(m,)`
+    reach:np.ndarray,    # Its reach, frames, from `noise_level`, `(m,)`
     sds:np.ndarray,      # Standard deviations of the smoothing, frames, `(n_levels,)`
     known:bool=False,    # Is `sd` known? Then what sinks below the baseline is not looked at
 )->np.ndarray:           # `(m, n_levels)`

@@ -63,7 +63,7 @@ def _draw_pulls(ax, points, numbered, length):
 # %% ../nbs/11a_rules.ipynb #16fdb10e
 def plot_muscles(
     ax=None,             # Matplotlib axes; None makes a figure
-):                       # The axes: face on the left, brow with eye and mouth enlarged on the right
+)->object:               # The axes: face on the left, brow with eye and mouth enlarged on the right
     "Where the muscles of the 26 pure FACS AUs pull: geometric approximation, not measured FACS"
     import matplotlib.pyplot as plt
     if ax is None: ax = plt.figure(figsize=(10.5, 5.4)).add_subplot()
@@ -101,7 +101,7 @@ def directions(
     units,                   # Units in template units: matrix `(n, 136)`, table, or points `(n, 68, 2)`
 )->np.ndarray:               # `(n, 68)` degrees in (−180, 180]; NaN where nothing moves
     "Direction of each keypoint's motion: 0 outwards, 90 up, 180 to the midline, -90 down"
-    D = as_points(units); phi = np.degrees(np.arctan2(-D[..., 1], D[..., 0]*_SIDE))
+    D = as_points(units); phi = np.degrees(np.arctan2(0.-D[..., 1], D[..., 0]*_SIDE))
     return np.where((D==0).all(2), np.nan, phi)
 
 # %% ../nbs/11a_rules.ipynb #e41f6e58
@@ -113,7 +113,7 @@ def _slanted(D, phi, moves, least, limits): return np.abs(np.abs(phi)-90)>limits
 
 # %% ../nbs/11a_rules.ipynb #32030529
 def _along(D, phi, moves, least, limits):
-    "Lower lip points that move along the lip towards point 57"
+    "Lower lip points that move along the lip toward point 57"
     F = standard_face(); to = np.zeros((68, 2)); steps = {55: 56, 56: 57, 58: 57, 59: 58}
     for a,b in steps.items(): to[a] = (F[b]-F[a])/np.linalg.norm(F[b]-F[a])
     cosine = (D*to).sum(2)/np.where((size := np.linalg.norm(D, axis=2))>0, size, np.inf)

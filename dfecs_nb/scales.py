@@ -129,7 +129,7 @@ def plot_scales(
     signal,            # One signal, `(n,)`, array, Series or table of one column; NaN where nothing was seen
     scales=6,          # As in `expressivity`; None shows the signal alone
     fps:float=None,    # Frames a second; None: the Series' own, else 30
-):                     # The figure: the signal, then a row a scale, dots at the peaks
+)->object:             # The figure: the signal, then a row a scale, dots at the peaks
     "One signal at several time scales, with the detected peaks"
     import matplotlib.pyplot as plt
     time, y, seen, rate = _timed(signal, fps); seconds = scale_seconds(scales); refuse_short(y, rate, seconds)

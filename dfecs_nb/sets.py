@@ -213,7 +213,7 @@ def load_ckplus(
     progress:bool=False,        # Show how far the reading is?
     n_jobs:int=1,               # Recordings read at the same time: more help only on slow (network) drives
     errors:str='warn',          # 'warn' skips what cannot be read, 'raise' stops at the first file
-):                              # Keypoint table in pixels, or (table, labels) with the same index
+)->pd.DataFrame|tuple:          # Keypoint table in pixels, or (table, labels) with the same index
     "Keypoints of the Extended Cohn-Kanade set: videos such as S005_001, frames counted from 1"
     found,others = _find(root, **_CKPLUS)
     _need(found['landmarks'], others, root, 'S005_001_00000011_landmarks.txt')
@@ -356,7 +356,7 @@ def load_disfa(
     progress:bool=False,        # Show how far the reading is?
     n_jobs:int=1,               # Recordings read at the same time: more help only on slow (network) drives
     errors:str='warn',          # 'warn' skips what cannot be read, 'raise' stops at the first file
-):                              # Keypoint table in pixels, or (table, labels) with the same index
+)->pd.DataFrame|tuple:          # Keypoint table in pixels, or (table, labels) with the same index
     "Keypoints of the Denver Intensity of Spontaneous Facial Action set, frames counted from 1"
     found,others = _find(root, **_DISFA); _need(found['points'], others, root, 'SN001_0000_lm.mat or l00001_lm.mat')
     points, codes = _by(found['points'], lambda m, p: _disfa_subject(p)), _by(found['codes'], lambda m, p: m[1].upper())
@@ -477,7 +477,7 @@ def load_bp4d(
     progress:bool=False,        # Show how far the reading is?
     n_jobs:int=1,               # Recordings read at the same time: more help only on slow (network) drives
     errors:str='warn',          # 'warn' skips what cannot be read, 'raise' stops at the first file
-):                              # Keypoint table in pixels, or (table, labels) with the same index
+)->pd.DataFrame|tuple:          # Keypoint table in pixels, or (table, labels) with the same index
     "Keypoints of Binghamton-Pittsburgh 4D: videos such as F001_T1, frames numbered as the pictures"
     found,others = _find(root, **_BP4D); _need(found['points'], others, root, 'F001_T1.mat')
     pictures = _picture_numbers(found.pop('pictures'))

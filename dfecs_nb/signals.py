@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from .template import COLUMNS, INDEX
+from .template import _refuse_files, COLUMNS, INDEX
 
 # %% ../nbs/12a_signals.ipynb #99e034b0
 def _unwrap(activations):
@@ -32,6 +32,7 @@ def _unwrap(activations):
 # %% ../nbs/12a_signals.ipynb #795a1cbf
 def _from_array(X, axis):
     "A DataFrame from an array-like"
+    _refuse_files(X, 'activations')
     try: X = np.asarray(X)
     except ValueError: X = np.empty(0, dtype=object)           # rows of unequal length
     if X.dtype.kind not in 'iuf': raise ValueError(f'activations must hold numbers only; found {X.dtype}')
@@ -88,7 +89,7 @@ def frame_rate(
     if fps is None: return 30.
     if not isinstance(fps, (int, float, np.number)) or isinstance(fps, bool) or not np.isfinite(fps) or fps<=0:
         raise ValueError(f'fps must be a number above 0; got {fps!r}')
-    return float(fps)
+    return round(float(fps), 9)                 # what is less is rounding, which must not decide about scales
 
 # %% ../nbs/12a_signals.ipynb #e17dea88
 class Recording(NamedTuple):
@@ -134,7 +135,7 @@ def recordings(
     fps=None,                # Frames a second, or {video: fps}; None: each table's own, else 30
     axis:int=0,              # 0: rows are frames; 1: columns are frames
     progress:bool=False,     # Show a progress bar while they are worked through?
-):                           # A list of `Recording`, or the same behind a progress bar
+)->object:                   # A list of `Recording`, or the same behind a progress bar
     "The videos of one or several tables, each at even time steps"
     many = isinstance(activations, (list, tuple)) and any(isinstance(a, pd.DataFrame) for a in activations)
     tables = [as_signals(a, axis) for a in (activations if many else [activations])]
@@ -176,13 +177,15 @@ def measurable(
 )->np.ndarray:             # True or false for each scale; without scales `(1,)`
     "Is the recording, from its first to its last seen frame, long enough?"
     at = np.flatnonzero(np.isfinite(x)); n = at[-1]+1-at[0] if len(at) else 0
-    return (n>=3) & (np.ones(1, bool) if seconds is None else np.asarray(seconds)<n/fps)
+    return (n>=3) & (np.ones(1, bool) if seconds is None else np.asarray(seconds)<n/fps*(1-1e-9))
 
 # %% ../nbs/12a_signals.ipynb #4b5eb559
 def refuse_short(
-    x:np.ndarray, fps:float, seconds=None,   # As in `measurable`
-    what:str='the signal',                   # How to name it in the message
-):                         # None
+    x:np.ndarray,          # One signal, `(n,)`
+    fps:float,             # Frames a second
+    seconds=None,          # Time scales, seconds; None: no scale
+    what:str='the signal', # How to name it in the message
+):
     "An error if a recording is too short to be measured"
     at = np.flatnonzero(np.isfinite(x)); n = at[-1]+1-at[0] if len(at) else 0
     if not n: raise ValueError(f'{what} has no value: all are NaN')

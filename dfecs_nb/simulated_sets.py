@@ -51,7 +51,7 @@ def _recordings(table, labels, form, example, first=0, last=99_999_999):
     "(subject, video, points, labels) of each recording of a table, names and frames checked"
     for t,name in ((table, 'table'), (labels, 'labels')):
         if t is not None or name=='table': _writable(t, name, first, last)
-    P = as_points(table); who,video = (table.index.get_level_values(k) for k in ('subject', 'video'))
+    P = as_points(table, 'table'); who,video = (table.index.get_level_values(k) for k in ('subject', 'video'))
     known = pd.DataFrame(index=table.index) if labels is None else labels.reindex(table.index)
     for (w, v),rows in pd.Series(np.arange(len(table))).groupby([who, video], sort=False):
         if not re.fullmatch(form, f'{w} {v}'):

@@ -163,7 +163,7 @@ def simulate_kpm(
     random_state:int=0,     # Seed of everything random; None differs each time
 )->tuple:                   # KPM table `(m, 136)`, activation table `(m, 24)`, units `(24, 136)`; template units
     "Keypoint movements of simulated people, with the activations and units that made them"
-    _positive(n_subjects=n_subjects, n_frames=n_frames, fps=fps)
+    _check_kpm(fps, pose, noise, n_subjects=n_subjects, n_frames=n_frames)
     U, zero, X, V = true_units(layout), _still(layout), [], []
     for seed in np.random.SeedSequence(random_state).spawn(n_subjects):
         rng = np.random.default_rng(seed); v = _activations(rng, n_frames, fps)
@@ -173,10 +173,14 @@ def simulate_kpm(
     kpm = as_table(np.concatenate(X), who, 'simulated', fps=fps, tracker='simulated', stage='kpm')
     return kpm, like(kpm, np.concatenate(V), UNIT_NAMES, stage='activations'), U
 
-# %% ../nbs/03b_simulation.ipynb #195739ba
-def _positive(**numbers):
-    for name,v in numbers.items():
-        if not v>0: raise ValueError(f'{name} must be positive; got {v}')
+# %% ../nbs/03b_simulation.ipynb #0f0ea366
+def _check_kpm(fps, pose, noise, **counts):
+    for name,n in counts.items():
+        if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n<1:
+            raise ValueError(f'{name} must be a positive whole number; got {n!r}')
+    if not 0<fps<np.inf: raise ValueError(f'fps must be frames a second, above 0; got {fps!r}')
+    for name,v in dict(pose=pose, noise=noise).items():
+        if not 0<=v<np.inf: raise ValueError(f'{name} must be 0 (none) or more; got {v!r}')
 
 # %% ../nbs/03b_simulation.ipynb #7e6749a4
 SCHEDULE = [('1 2', 1.2, 2.6, 1.), ('43', 2.9, 3.2, 1.), ('6 12', 3.5, 5., .8), ('25 26', 5.3, 6.7, 1.),

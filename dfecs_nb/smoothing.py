@@ -148,7 +148,7 @@ def smooth(
     cutoff:float=1.,       # 'one_euro': cutoff frequency of a point at rest, Hz
     beta:float=20.,        # 'one_euro': how much the cutoff rises, Hz for each outer-eye distance a second
     fps:float=None,        # Frames a second; None takes those in `attrs`
-):                         # Same kind and order as `table`; NaN stays NaN, `attrs['smoothing']` says what was done
+)->pd.DataFrame|np.ndarray: # Same kind and order as `table`; NaN stays NaN, `attrs['smoothing']` says what was done
     "Keypoints with less trembling; each run of found frames on its own"
     _check(table, method, window, order, dict(seconds=seconds, cutoff=cutoff, fps=fps), beta)
     M = as_matrix(table, name='table'); there = points_there(table); out = M.copy()

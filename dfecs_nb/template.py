@@ -11,6 +11,7 @@ __all__ = ['PARTS', 'COLUMNS', 'INDEX', 'FIXED', 'PART_COLORS', 'MIRROR', 'part_
 
 # %% ../nbs/00_template.ipynb #49b7cea0
 import contextlib, copy, errno, hashlib, json, os, re, tempfile, warnings
+from collections.abc import Iterator
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -70,25 +71,32 @@ PART_COLORS = dict(right_eyebrow='#E69F00', left_eyebrow='#D55E00', right_eye='#
 _STROKES = dict(jaw=[range(0, 17)], right_eyebrow=[range(17, 22)], left_eyebrow=[range(22, 27)],
     nose=[range(27, 31), range(31, 36)], right_eye=[[*range(36, 42), 36]], left_eye=[[*range(42, 48), 42]],
     lips=[[*range(48, 60), 48], [*range(60, 68), 60]])
+_AT = {48: (-9, -2), 54: (4, -2), 60: (3, 3), 64: (-10, 3), 65: (2, -8), 66: (2, -8), 67: (2, -8)}  # of the lips
 
-# %% ../nbs/00_template.ipynb #66f22817
+# %% ../nbs/00_template.ipynb #f6463a33
 def plot_face(
     points:np.ndarray,       # Keypoints, `(68, 2)`, any unit
     ax=None,                 # Matplotlib axes; None makes a figure
     color=None,              # One color for all; None gives each part its own
     numbers:bool=False,      # Write the index beside each point?
     lw:float=1.2, ms:float=6, alpha:float=1.,  # Line width, marker size, opacity
-):                           # The axes
+)->object:                   # The axes
     "Draw 68 keypoints as a face"
     import matplotlib.pyplot as plt
+    pts = _one_face(points); style = dict(lw=lw, alpha=alpha)
     if ax is None: ax = plt.figure(figsize=(4, 4)).add_subplot()
-    pts = np.asarray(points, float).reshape(68, 2); style = dict(lw=lw, alpha=alpha)
     for part,strokes in _STROKES.items(): _draw_part(ax, pts, part, strokes, color or PART_COLORS[part], style, ms)
     if numbers:
-        for i,(x,y) in enumerate(pts): ax.annotate(str(i), (x, y), (2, 2), textcoords='offset points', fontsize=6)
+        for i,p in enumerate(pts): ax.annotate(str(i), p, _AT.get(i, (2, 2)), textcoords='offset points', fontsize=6)
     ax.set_aspect('equal'); ax.axis('off')
     if not ax.yaxis_inverted(): ax.invert_yaxis()
     return ax
+
+# %% ../nbs/00_template.ipynb #63f2ddea
+def _one_face(points):
+    if np.shape(points) not in ((68, 2), (1, 68, 2)): raise ValueError(f'points must be one face, (68, 2); found shape '
+        f'{np.shape(points)}. Of a table or an array of many faces draw one: as_points(table)[0]')
+    return np.asarray(points, float).reshape(68, 2)
 
 def _draw_part(ax, pts, part, strokes, color, style, ms):
     for s in strokes: ax.plot(*pts[list(s)].T, '-', color=color, **style)
@@ -119,6 +127,7 @@ def as_matrix(
 # %% ../nbs/00_template.ipynb #43c353e0
 def _numbers(X, name):
     "Real numbers as float64, missing ones NaN"
+    _refuse_files(X, name)
     if hasattr(X, 'toarray'): raise ValueError(f'{name} is a sparse matrix: give a dense one, {name}.toarray()')
     try:
         M = X.to_numpy(float, na_value=np.nan) if _nullable(X) else np.asarray(X)
@@ -130,6 +139,12 @@ def _numbers(X, name):
     return M
 
 # %% ../nbs/00_template.ipynb #9f1f217f
+def _refuse_files(X, name):
+    "Tables on disk are for those that say so"
+    if isinstance(X, (str, Path)) or hasattr(X, 'files'): raise ValueError(
+        f'{name} must be a table or an array in memory; found {_kind(X)}. Read a file with load_table; '
+        'TableFolder(folder).sample() draws frames from a folder')
+
 def _kind(X):
     if not isinstance(X, pd.DataFrame): return type(X).__name__
     return ', '.join(sorted({str(t) for t in X.dtypes}))
@@ -151,27 +166,28 @@ def _ordered(X, name):
 # %% ../nbs/00_template.ipynb #8366d664
 def as_points(
     X,                  # Table, matrix `(n, 136)`, one vector `(136,)`, or points
+    name:str='X',       # What to call it in an error
 )->np.ndarray:          # `(n, 68, 2)`, float64
     "Keypoints of a table or matrix"
-    return np.ascontiguousarray(as_matrix(X).reshape(-1, 2, 68).transpose(0, 2, 1))
+    return np.ascontiguousarray(as_matrix(X, name=name).reshape(-1, 2, 68).transpose(0, 2, 1))
 
 # %% ../nbs/00_template.ipynb #44292ac1
 def mirror(
     X,                    # Table, matrix `(n, 136)` or points `(n, 68, 2)`
     axis_x:float=0.,      # The mirror's x; 0 for movements, the midline for positions
-):                        # Same kind as `X`
+)->pd.DataFrame|np.ndarray: # Same kind as `X`
     "Mirror image: x is reflected *and* left and right keypoints are exchanged"
     P = as_points(X)[:, MIRROR]*[-1, 1] + [2*axis_x, 0]
     return P if np.ndim(X)==3 else like(X, as_matrix(P))
 
-# %% ../nbs/00_template.ipynb #ca0e3ef3
+# %% ../nbs/00_template.ipynb #dc5699de
 def like(
     X,                    # The input of a stage: a table or an array
     values:np.ndarray,    # Its result, `(n, c)`, a row for each row of `X`
     columns:list=None,    # Column names; None keeps those of a keypoint table
     **attrs,              # Entries of `attrs` that change
-):                        # A table with the index and attrs of `X` if `X` is a table, else the array
-    "Give `values` the form of `X`: index, order, length and attrs never change on the way"
+)->pd.DataFrame|np.ndarray: # A table with the index and attrs of `X` if `X` is a table, else the array
+    "`values` in the form of `X`: same index, order and length, and its attrs with the entries `attrs` changed"
     if not isinstance(X, pd.DataFrame): return values
     out = pd.DataFrame(values, index=X.index, columns=COLUMNS if columns is None else columns)
     out.attrs = copy.deepcopy(X.attrs) | attrs
@@ -210,7 +226,7 @@ def points_there(
     there = np.ones((2, 68), bool); there[:, missing_points(X)] = False
     return there.ravel()
 
-# %% ../nbs/00_template.ipynb #dc5699de
+# %% ../nbs/00_template.ipynb #66f22817
 def as_table(
     points,                   # Points `(n, 68, 2)`, or a matrix `(n, 136)`
     subject='subject',        # Who: one name, or one for each row
@@ -221,8 +237,9 @@ def as_table(
     size:tuple=None,          # Picture size (width, height) in pixels
     **attrs,                  # More facts for `attrs`, JSON-simple
 )->pd.DataFrame:              # Index (subject, video, frame), columns `COLUMNS`
-    "A keypoint table from points"
-    M = as_matrix(points); out = pd.DataFrame(M, index=_index(subject, video, frame, len(M)), columns=COLUMNS)
+    "A keypoint table from points; further facts, JSON-simple, are kept in its `attrs`"
+    M = as_matrix(points, name='points')
+    out = pd.DataFrame(M, index=_index(subject, video, frame, len(M)), columns=COLUMNS)
     if fps is not None: fps = float(fps)
     if fps is not None and not 0<fps<np.inf: raise ValueError(f'fps must be frames a second, above 0; got {fps!r}')
     if size is not None: size = [int(s) for s in size]
@@ -307,7 +324,7 @@ def _rates(t):
 @contextlib.contextmanager
 def atomic(
     path,                 # File to write
-):                        # A temporary path in the same folder, with the same ending
+)->Iterator[Path]:        # A temporary path in the same folder, with the same ending
     "Write a file whole or not at all: `with atomic(path) as tmp: …` moves `tmp` to `path` at the end"
     path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
     fd, tmp = tempfile.mkstemp(prefix='.part-', suffix=path.suffix, dir=path.parent); os.close(fd)

@@ -85,16 +85,16 @@ def detect(self:DlibTracker,
 # %% ../nbs/00b_trackers.ipynb #1cbfdcbd
 def _window(img, box):
     "The picture around a box, twice as wide; its corner, and the box's width"
-    centre, r = (box[:2]+box[2:])/2, max(box[2:]-box[:2])
-    corner, end = np.clip(centre-r, 0, None).astype(int), np.clip(np.ceil(centre+r), 0, None).astype(int)
+    center, r = (box[:2]+box[2:])/2, max(box[2:]-box[:2])
+    corner, end = np.clip(center-r, 0, None).astype(int), np.clip(np.ceil(center+r), 0, None).astype(int)
     return img[corner[1]:end[1], corner[0]:end[0]], corner, r
 
 @patch
-def _score(self:DlibTracker, window, centre, r):
-    "Detector score near `centre` in a window scaled so that the face has 100 pixels; -1 without a face"
+def _score(self:DlibTracker, window, center, r):
+    "Detector score near `center` in a window scaled so that the face has 100 pixels; -1 without a face"
     rects, scores, _ = self._find.run(_scaled(window, 100/r), 0, -1.)
     mid = _boxes(rects).reshape(-1, 2, 2).mean(1)*r/100
-    return max((s for s,m in zip(scores, mid) if np.abs(m-centre).max()<r/2), default=-1.)
+    return max((s for s,m in zip(scores, mid) if np.abs(m-center).max()<r/2), default=-1.)
 
 # %% ../nbs/00b_trackers.ipynb #f7c0b15a
 @patch

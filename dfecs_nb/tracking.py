@@ -10,6 +10,7 @@ __all__ = ['pick_face', 'overlap', 'FaceFollower', 'track', 'overlay', 'TRACKERS
 
 # %% ../nbs/01_tracking.ipynb #d7b4492b
 import collections, itertools, warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ def pick_face(
     boxes,                 # `(k, 4)`, pixels
     size,                  # (width, height) of the picture
     face=None,             # None: largest; a number: rank by size; (x, y): a place; (x1, y1, x2, y2): a box
-):                         # Index into `boxes`; None when there is no such face
+)->int|None:               # Index into `boxes`; None when there is no such face
     "The face to start with"
     b = np.asarray(boxes, float).reshape(-1, 4); mid, area = (b[:, :2]+b[:, 2:])/2, (b[:, 2:]-b[:, :2]).prod(1)
     nearest = lambda which, place: int(which[np.linalg.norm(mid[which]-place, axis=1).argmin()]) if len(which) else None
@@ -142,7 +143,7 @@ def _take(self:FaceFollower, rgb, box):
 @patch
 def through(self:FaceFollower,
     pictures,              # Pictures that follow each other; up to `batch` of them are held in memory
-):                         # Iterator: points `(68, 2)` of each, as calling with each would give
+)->Iterator:               # Iterator: points `(68, 2)` of each, as calling with each would give
     "Follow the face through pictures that the tracker may see several at a time"
     pictures, held, size, ahead, used = iter(pictures), collections.deque(), self.batch, 0, 0
     while held.extend(itertools.islice(pictures, max(size-len(held), 0))) or held:
@@ -242,4 +243,4 @@ def _rows(table, name):
     if recordings(table)>1: table = table[table.index.get_level_values('video')==name]
     if (n := recordings(table))!=1:
         raise ValueError(f'the table must hold one recording, or one whose video is {name!r}; found {n} that fit')
-    return dict(zip(table.index.get_level_values('frame'), as_points(table)))
+    return dict(zip(table.index.get_level_values('frame'), as_points(table, 'table')))

@@ -91,7 +91,7 @@ def recode(
     lam,           # Penalty, lambda (1/2 form)
     V,             # Codes of the round before, overwritten by the exact ones `(n, k)`
     P, keys,       # Working space of `memory(k)`
-):                 # Number of frames that needed coordinate descent
+)->int:            # Number of frames that needed coordinate descent
     "Non-negative lasso of a block of frames, from active sets that are nearly right"
     n,k = C.shape; b,w = np.empty(k),np.empty(k); hard = 0; keys[:] = -1
     for i in range(n):
