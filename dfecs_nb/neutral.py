@@ -166,7 +166,8 @@ def _chosen(standard, M, who, names, how, share, labels):
         how=='disfa' else []
     if doubts: said.append(
         f'the neutral faces of {_some(doubts)} are doubtful: there are few frames, or even the most restful ones have '
-        f'no closed, relaxed mouth with open eyes. Look at them (plot_neutral), or choose frames with how=')
+        'no closed, relaxed mouth with open eyes. Look at them (plot_neutral), or choose the frames: how=a number, a '
+        'mask or a table')
     return rows, said
 
 # %% ../nbs/02b_neutral.ipynb #e91af0a9
