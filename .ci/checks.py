@@ -329,9 +329,11 @@ def commands():
     lines, ran, looked, notes = shown(), 0, 0, []
     with tempfile.TemporaryDirectory(prefix='dfecs_nb-') as tmp, copied() as top:
         tmp = Path(tmp)
+        python('-c', 'from dfecs_nb.simulation import simulate_video as make; '
+               'make("video.mp4", seconds=4, size=320)', cwd=tmp)
         for video in sorted({m for line in lines for m in re.findall(r'[\w/]+\.mp4', line)}):
-            python('-c', 'import sys; from dfecs_nb.simulation import simulate_video as make; '
-                   'make(sys.argv[1], seconds=6, size=320)', video, cwd=tmp)
+            (tmp/video).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(tmp/'video.mp4', tmp/video)
         for line in lines:
             name, words = program(line)
             try:
